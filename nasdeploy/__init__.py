@@ -1,0 +1,82 @@
+"""One architecture search, one certified ONNX file per device.
+
+The public surface. Every name is looked up on first use, so that ``import nasdeploy`` alone loads neither
+torch nor any other library. No name here may also be that of a sub-module, since Python overwrites it when
+that module is imported: the function that searches is ``nasdeploy.pipeline.search``, not offered here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nasdeploy.errors import NasdeployError
+    from nasdeploy.pipeline import BuildResult, BuildSettings, build
+    from nasdeploy.profiles import HardwareProfile, load_profile
+    from nasdeploy.spaces import Architecture, SearchSpace, make_space
+
+__all__ = [
+    "Architecture",
+    "BuildResult",
+    "BuildSettings",
+    "HardwareProfile",
+    "NasdeployError",
+    "SearchSpace",
+    "__version__",
+    "build",
+    "load_profile",
+    "make_space",
+]
+
+__version__: str
+
+_HOMES = {
+    "Architecture": "nasdeploy.spaces",
+    "BuildResult": "nasdeploy.pipeline",
+    "BuildSettings": "nasdeploy.pipeline",
+    "HardwareProfile": "nasdeploy.profiles",
+    "NasdeployError": "nasdeploy.errors",
+    "SearchSpace": "nasdeploy.spaces",
+    "build": "nasdeploy.pipeline",
+    "load_profile": "nasdeploy.profiles",
+    "make_space": "nasdeploy.spaces",
+}
+
+
+def _read_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("nasdeploy")
+    except PackageNotFoundError:
+        return _checkout_version()
+
+
+def _checkout_version() -> str:
+    """Return the version in the pyproject.toml beside the package: this checkout was never installed."""
+    import tomllib
+    from pathlib import Path
+
+    pyproject = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if not pyproject.is_file():
+        return "0+unknown"
+    return str(tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["version"])
+
+
+# Hidden from type checkers: they would take every misspelt name for an object that exists.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name == "__version__":
+            value = _read_version()
+        elif name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+        else:
+            raise AttributeError(f"module 'nasdeploy' has no attribute '{name}'")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

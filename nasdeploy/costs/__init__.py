@@ -1,0 +1,1 @@
+"""What an architecture costs: parameters, FLOPs, latency and file size."""

@@ -1,0 +1,145 @@
+"""From times of single layers to times of networks: a linear correction that is fitted on measured networks.
+
+A layer alone converts its input to the runtime's layout, a layer in a network finds it there; so
+T = constant + Σ over layers of (slope · table + further terms), each further term only where it predicts
+networks left out of the fit better than without it.
+
+Notation: n networks, F terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nasdeploy.spaces.base import LayerSpec
+
+__all__ = ["TERMS", "Accuracy", "Calibration", "assess", "fit", "rank_correlation"]
+
+FloatArray = npt.NDArray[np.float64]
+
+TERMS: dict[str, Callable[[LayerSpec, float], float]] = {
+    "table": lambda spec, ms: ms,
+    "layers": lambda spec, ms: 1.0,
+    "residuals": lambda spec, ms: float(spec.kind == "inverted_residual" and spec.has_residual),
+    "blocks": lambda spec, ms: float(spec.kind == "inverted_residual"),
+    "pixels": lambda spec, ms: spec.in_channels * spec.size**2 / 1e4,
+}
+"""What a layer contributes to each term, from its specification and its time alone in ms."""
+
+REQUIRED_TERMS = ("table",)
+WORTHWHILE_GAIN = 0.05  # a term must lower the error on left-out networks by this share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """``constant_ms`` and the coefficient of each term, in ms."""
+
+    constant_ms: float
+    coefficients: Mapping[str, float]
+
+    def layer_ms(self, spec: LayerSpec, table_ms: float) -> float:
+        """Return what a layer costs inside a network, from its time alone."""
+        return sum(c * TERMS[term](spec, table_ms) for term, c in self.coefficients.items())
+
+    def network_ms(self, layers: Sequence[LayerSpec], table_ms: Mapping[LayerSpec, float]) -> float:
+        """Return the predicted time of a network."""
+        return self.constant_ms + sum(self.layer_ms(spec, table_ms[spec]) for spec in layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """How well the table predicts networks that it was not fitted on; errors relative to the measured time.
+
+    mape: mean error. quantile90: 90 % of the networks have a smaller one: the margin for a selection.
+    ceiling: mean error of a second measurement of the same networks; no table can do better.
+    """
+
+    mape: float
+    quantile90: float
+    max_error: float
+    spearman: float
+    ceiling: float
+    num_calibration: int
+    num_held_out: int
+
+
+def fit(
+    networks: Sequence[Sequence[LayerSpec]], times_ms: FloatArray, table_ms: Mapping[LayerSpec, float]
+) -> Calibration:
+    """Return the calibration with the least relative squared error on ``networks`` and their times (n,)."""
+    features = {term: _feature(term, networks, table_ms) for term in TERMS}
+    chosen = list(REQUIRED_TERMS)
+    error = _left_out_error([features[t] for t in chosen], times_ms)
+    while rest := [term for term in TERMS if term not in chosen]:
+        trials = {term: _left_out_error([features[t] for t in [*chosen, term]], times_ms) for term in rest}
+        best = min(trials, key=trials.__getitem__)
+        if trials[best] > (1.0 - WORTHWHILE_GAIN) * error:
+            break
+        chosen.append(best)
+        error = trials[best]
+    constant, *coefficients = _solve(_weighted([features[t] for t in chosen], times_ms))
+    return Calibration(
+        constant_ms=float(constant),
+        coefficients={term: float(c) for term, c in zip(chosen, coefficients, strict=True)},
+    )
+
+
+def assess(
+    predicted_ms: FloatArray, measured_ms: FloatArray, again_ms: FloatArray, *, num_calibration: int
+) -> Accuracy:
+    """Compare predictions (n,) with measurements (n,) and a second measurement of the same networks (n,)."""
+    errors = np.abs(predicted_ms / measured_ms - 1.0)
+    return Accuracy(
+        mape=float(errors.mean()),
+        quantile90=float(np.quantile(errors, 0.9)),
+        max_error=float(errors.max()),
+        spearman=rank_correlation(predicted_ms, measured_ms),
+        ceiling=float(np.abs(again_ms / measured_ms - 1.0).mean()),
+        num_calibration=num_calibration,
+        num_held_out=len(errors),
+    )
+
+
+def rank_correlation(a: FloatArray, b: FloatArray) -> float:
+    """Return Spearman's rank correlation of two arrays (n,); ties get their mean rank."""
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+def _ranks(values: FloatArray) -> FloatArray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    mean_ranks: FloatArray = np.cumsum(counts).astype(np.float64) - (counts - 1) / 2.0
+    ranks: FloatArray = mean_ranks[inverse]
+    return ranks
+
+
+def _feature(
+    term: str, networks: Sequence[Sequence[LayerSpec]], table_ms: Mapping[LayerSpec, float]
+) -> FloatArray:
+    return np.array([sum(TERMS[term](spec, table_ms[spec]) for spec in layers) for layers in networks])
+
+
+def _weighted(features: Sequence[FloatArray], times_ms: FloatArray) -> FloatArray:
+    """Return (n, 1 + F): rows divided by their time, so that a residual is a relative error."""
+    weighted: FloatArray = np.stack([np.ones_like(times_ms), *features], axis=1) / times_ms[:, None]
+    return weighted
+
+
+def _solve(weighted: FloatArray) -> FloatArray:
+    solution: FloatArray = np.linalg.lstsq(weighted, np.ones(len(weighted)), rcond=None)[0]
+    return solution
+
+
+def _left_out_error(features: Sequence[FloatArray], times_ms: FloatArray) -> float:
+    """Return the root mean square of the relative error on each network when it is left out of the fit.
+
+    residual / (1 - leverage): exact for least squares, without n fits.
+    """
+    weighted = _weighted(features, times_ms)
+    q, _ = np.linalg.qr(weighted)
+    residuals = weighted @ _solve(weighted) - 1.0
+    leverage = np.minimum((q**2).sum(axis=1), 1.0 - 1e-9)
+    return float(np.sqrt(np.mean((residuals / (1.0 - leverage)) ** 2)))

@@ -1,0 +1,110 @@
+"""Whether a measured model keeps a latency cap: decided from blocks, never from a point estimate.
+
+The largest of five block percentiles is a 1 - 0.5**5 = 96.9 % bound on the median block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from nasdeploy.costs.latency import BlockStats, ModelLatency
+
+__all__ = ["MIN_BLOCKS", "UNSTABLE_SPREAD", "CapCheck", "check_cap", "check_percent_cap", "is_unstable"]
+
+MIN_BLOCKS = 5
+UNSTABLE_SPREAD = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapCheck:
+    """A cap and what was measured against it, in ``unit``.
+
+    estimate: median of the blocks. bound: the largest block; both None where no block could be used.
+    reason: why it is undecided, else empty.
+    """
+
+    status: Literal["holds", "violated", "undecided"]
+    cap: float
+    unit: Literal["ms", "fraction"]
+    percentile: int
+    estimate: float | None
+    bound: float | None
+    num_blocks: int
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the check as plain data."""
+        return asdict(self)
+
+
+def check_cap(latency: ModelLatency, cap_ms: float, *, percentile: int = 50) -> CapCheck:
+    """Check an absolute cap on a percentile of the wall time, from the blocks that no rival disturbed."""
+    supported = [block for block in latency.blocks if block.wall_ms[percentile] is not None]
+    quiet = [block for block in supported if not block.contended_at(percentile)]
+    values = [value for block in quiet if (value := block.wall_ms[percentile]) is not None]
+    reason = ""
+    if len(supported) < MIN_BLOCKS:
+        reason = f"too few runs: {len(supported)} of {MIN_BLOCKS} blocks support a p{percentile}"
+    elif len(quiet) < MIN_BLOCKS:
+        reason = f"contended: {len(quiet)} of {MIN_BLOCKS} blocks were undisturbed"
+    return _decide(values, cap_ms, unit="ms", percentile=percentile, reason=reason)
+
+
+def check_percent_cap(
+    latency: ModelLatency,
+    cap_fraction: float,
+    *,
+    smallest: ModelLatency,
+    largest: ModelLatency,
+    percentile: int = 50,
+) -> CapCheck:
+    """Check a cap between the smallest (0) and the largest (1) network, all three measured in the same blocks.
+
+    Block by block (model - smallest) / (largest - smallest), by CPU time where the session has one thread,
+    since no rival changes that.
+    """
+    by_cpu = latency.conditions.threads == 1
+    ratios = []
+    for blocks in zip(latency.blocks, smallest.blocks, largest.blocks, strict=True):
+        model, low, high = (_time(block, percentile, by_cpu=by_cpu) for block in blocks)
+        if model is not None and low is not None and high is not None and high > low:
+            ratios.append((model - low) / (high - low))
+    reason = ""
+    if len(ratios) < MIN_BLOCKS:
+        reason = f"only {len(ratios)} of {MIN_BLOCKS} blocks tell the smallest network's p{percentile} from the largest's"
+    return _decide(ratios, cap_fraction, unit="fraction", percentile=percentile, reason=reason)
+
+
+def is_unstable(reference: ModelLatency) -> bool:
+    """Whether the reference model's block medians spread too far for this machine to certify anything."""
+    return reference.spread > UNSTABLE_SPREAD
+
+
+def _time(block: BlockStats, percentile: int, *, by_cpu: bool) -> float | None:
+    return block.cpu_ms[percentile] if by_cpu else block.wall_ms[percentile]
+
+
+def _decide(
+    values: Sequence[float], cap: float, *, unit: Literal["ms", "fraction"], percentile: int, reason: str
+) -> CapCheck:
+    estimate = float(np.median(values)) if values else None
+    bound = float(max(values)) if values else None
+    status: Literal["holds", "violated", "undecided"] = "undecided"
+    if not reason and estimate is not None and bound is not None:
+        status = "holds" if bound <= cap else "violated" if estimate > cap else "undecided"
+        if status == "undecided":
+            reason = "the blocks lie on both sides of the cap"
+    return CapCheck(
+        status=status,
+        cap=cap,
+        unit=unit,
+        percentile=percentile,
+        estimate=estimate,
+        bound=bound,
+        num_blocks=len(values),
+        reason=reason,
+    )

@@ -1,0 +1,289 @@
+"""Times ONNX models in a fresh process; needs only numpy and onnxruntime, and Python 3.8 or newer.
+
+    python session_worker.py REQUEST.json RESULT.json
+
+The request names the models, the provider, the number of threads and how long to measure; the result holds
+statistics for each model, or {"error": one line}. Every model gets its own session. After a warm-up they
+run in turns, in an order drawn anew for each round, so that drift spreads evenly over them.
+
+Beside the wall clock stands the CPU time of the calling thread: it does not grow while a rival holds the core.
+Where a session has several threads the caller works too and waits busily for the others, so its CPU time is
+still that of a run (the CPU time of all threads is not: idle ones sleep, or spin between the runs).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+REQUEST_SCHEMA = "nasdeploy/session-request/1"
+RESULT_SCHEMA = "nasdeploy/session-result/1"
+
+WARM_UP_GROUP = 10
+WARM_UP_TOLERANCE = 0.02
+WARM_UP_MAX_GROUPS = 20
+# After another model's turn the caches hold that model's data: the first runs of a turn are not counted.
+SETTLING_RUNS = 2
+# The fewest independent runs that bound a percentile at 95 % confidence: 1 - 0.9**29 and so on.
+RUNS_FOR_PERCENTILE = {50: 5, 90: 29, 95: 59, 99: 299}
+
+if TYPE_CHECKING:  # subscripting these classes fails before Python 3.9
+    from collections.abc import Callable, Sequence
+
+    Run = Callable[[], object]
+    Clock = Callable[[], int]
+
+
+class Clocks(NamedTuple):
+    """Two clocks in nanoseconds: of the wall, and of the calling thread's CPU time."""
+
+    wall_ns: Clock
+    cpu_ns: Clock
+
+
+SYSTEM_CLOCKS = Clocks(time.perf_counter_ns, time.thread_time_ns)
+
+
+class Plan(NamedTuple):
+    """How long each model is measured. Runs come in ``rounds`` turns."""
+
+    rounds: int
+    min_runs: int
+    min_seconds: float
+    max_seconds: float
+
+
+class Times(NamedTuple):
+    """Wall and CPU time of each run in ms, both of shape (n,)."""
+
+    wall_ms: np.ndarray
+    cpu_ms: np.ndarray
+
+
+class SessionError(Exception):
+    """The request cannot be carried out; the message is one line for the user."""
+
+
+def time_runs(run: Run, count: int, clocks: Clocks) -> Times:
+    """Call ``run`` ``count`` times and return the time of each call."""
+    wall = np.empty(count, dtype=np.int64)
+    cpu = np.empty(count, dtype=np.int64)
+    wall_ns, cpu_ns = clocks.wall_ns, clocks.cpu_ns
+    for n in range(count):
+        cpu_start, wall_start = cpu_ns(), wall_ns()
+        run()
+        wall_end, cpu_end = wall_ns(), cpu_ns()
+        wall[n], cpu[n] = wall_end - wall_start, cpu_end - cpu_start
+    return Times(wall / 1e6, cpu / 1e6)
+
+
+def warm_up(run: Run, clocks: Clocks, max_seconds: float) -> float:
+    """Run until the median CPU time of ten runs moves by less than 2 %; return a run's mean wall time in ms.
+
+    Stops after 200 runs or ``max_seconds`` at the latest, but not before ten runs.
+    """
+    spent_ms = 0.0
+    before = float("inf")
+    for _ in range(WARM_UP_MAX_GROUPS):
+        times = time_runs(run, WARM_UP_GROUP, clocks)
+        median = float(np.median(times.cpu_ms))
+        spent_ms += float(times.wall_ms.sum())
+        if abs(median - before) < WARM_UP_TOLERANCE * before or spent_ms >= 1e3 * max_seconds:
+            break
+        before = median
+    return float(times.wall_ms.mean())
+
+
+def runs_per_turn(plan: Plan, run_ms: float) -> int:
+    """Return how many runs a turn needs so that all turns together fulfil ``plan``; at least one."""
+    run_ms = max(run_ms, 1e-6)
+    wanted = max(plan.min_runs, plan.min_seconds * 1e3 / run_ms)
+    affordable = plan.max_seconds * 1e3 / run_ms
+    return max(1, int(np.ceil(min(wanted, affordable) / plan.rounds)))
+
+
+def measure_in_turns(runs: Sequence[Run], plan: Plan, clocks: Clocks, rng: random.Random) -> list[Times]:
+    """Warm every model up, then measure them in rounds of random order; return the times of each.
+
+    A model that has used up its ``max_seconds`` (a rival came) sits out the rounds that are left.
+    """
+    counts = [runs_per_turn(plan, warm_up(run, clocks, plan.max_seconds)) for run in runs]
+    parts: list[list[Times]] = [[] for _ in runs]
+    spent_ms = [0.0] * len(runs)
+    for _ in range(plan.rounds):
+        for m in rng.sample(range(len(runs)), len(runs)):
+            if spent_ms[m] < 1e3 * plan.max_seconds:
+                time_runs(runs[m], SETTLING_RUNS, clocks)
+                parts[m].append(time_runs(runs[m], counts[m], clocks))
+                spent_ms[m] += float(parts[m][-1].wall_ms.sum())
+    return [
+        Times(np.concatenate([p.wall_ms for p in part]), np.concatenate([p.cpu_ms for p in part]))
+        for part in parts
+    ]
+
+
+def percentiles(values: np.ndarray) -> dict[str, float | None]:
+    """Return the percentiles of ``values`` (n,); None for one that n runs cannot support."""
+    return {
+        f"p{q}": float(np.percentile(values, q)) if len(values) >= needed else None
+        for q, needed in RUNS_FOR_PERCENTILE.items()
+    }
+
+
+def statistics(times: Times) -> dict[str, Any]:
+    """Return the statistics of one model in one process, in ms."""
+    return {
+        "n": len(times.wall_ms),
+        "min_ms": float(times.wall_ms.min()),
+        "mean_ms": float(times.wall_ms.mean()),
+        "wall_ms": percentiles(times.wall_ms),
+        "cpu_ms": percentiles(times.cpu_ms),
+        # What the model takes when nothing disturbs it: the best statistic for comparing models.
+        "cpu_p25_ms": float(np.percentile(times.cpu_ms, 25)),
+        "wall_over_cpu": float(times.wall_ms.sum() / max(times.cpu_ms.sum(), 1e-9)),
+    }
+
+
+def pin(cores: Sequence[int] | None) -> bool:
+    """Bind this process to ``cores``; return whether the system allowed it."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        return False
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory_bytes() -> int | None:
+    """Return the largest resident size of this process so far."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def open_session(path: str, request: dict[str, Any]) -> Any:
+    """Return a session on ``path`` with everything explicit. Raises SessionError when it cannot be made."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = request["threads"]
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if request["spinning"] else "0")
+    provider = request["provider"]
+    if provider != "CPUExecutionProvider":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(path, options, providers=[provider])
+    except Exception as error:  # onnxruntime raises a class per status code, with no common base of its own
+        raise SessionError(f"{path}: onnxruntime cannot load it ({first_line(error)})") from error
+    if session.get_providers()[0] != provider:
+        raise SessionError(f"{path}: runs on {session.get_providers()[0]} instead of {provider}")
+    session.disable_fallback()
+    return session
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+INPUT_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+}
+
+
+def make_feed(session: Any, path: str, batch_size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return random pixels for every input; dynamic dimensions become ``batch_size``."""
+    feed = {}
+    for value in session.get_inputs():
+        if value.type not in INPUT_TYPES:
+            raise SessionError(f"{path}: input '{value.name}' is a {value.type}; expected images")
+        shape = [size if isinstance(size, int) else batch_size for size in value.shape]
+        feed[value.name] = rng.integers(0, 128, shape).astype(INPUT_TYPES[value.type])
+    return feed
+
+
+def start_model(path: str, request: dict[str, Any], rng: np.random.Generator) -> tuple[Run, dict[str, float]]:
+    """Return the model's run and how long its session and its first run took in ms."""
+    started = time.perf_counter()
+    session = open_session(path, request)
+    loaded = time.perf_counter()
+    feed = make_feed(session, path, request["batch_size"], rng)
+    begun = time.perf_counter()
+    try:
+        session.run(None, feed)
+    except Exception as error:  # as above: no common base class
+        raise SessionError(f"{path}: onnxruntime cannot run it ({first_line(error)})") from error
+    session_ms = (loaded - started) * 1e3
+    first_run_ms = (time.perf_counter() - begun) * 1e3
+    return lambda: session.run(None, feed), {"session_ms": session_ms, "first_run_ms": first_run_ms}
+
+
+def carry_out(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of a request. Raises SessionError."""
+    import onnxruntime as ort
+
+    if request.get("schema") != REQUEST_SCHEMA:
+        raise SessionError(f"request: schema {request.get('schema')!r}; expected '{REQUEST_SCHEMA}'")
+    pinned = pin(request["cores"])
+    rng = np.random.default_rng(request["seed"])
+    started = [start_model(path, request, rng) for path in request["models"].values()]
+    times = measure_in_turns(
+        [run for run, _ in started],
+        Plan(**request["plan"]),
+        SYSTEM_CLOCKS,
+        random.Random(request["seed"]),
+    )
+    models = {name: {**statistics(times[m]), **started[m][1]} for m, name in enumerate(request["models"])}
+    return {
+        "schema": RESULT_SCHEMA,
+        "models": models,
+        "pinned": pinned,
+        "spinning": request["spinning"],
+        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "onnxruntime": ort.__version__,
+    }
+
+
+def write_json(path: str, content: dict[str, Any]) -> None:
+    """Write ``content`` whole or not at all."""
+    with open(path + ".part", "w", encoding="utf-8") as file:
+        json.dump(content, file)
+    os.replace(path + ".part", path)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out the request in the first file and write the result to the second; return the exit code."""
+    if len(arguments) != 2:
+        print("usage: session_worker.py REQUEST.json RESULT.json", file=sys.stderr)
+        return 2
+    with open(arguments[0], encoding="utf-8") as file:
+        request = json.load(file)
+    try:
+        result = carry_out(request)
+    except SessionError as error:
+        write_json(arguments[1], {"schema": RESULT_SCHEMA, "error": str(error)})
+        return 2
+    write_json(arguments[1], result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

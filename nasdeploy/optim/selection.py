@@ -1,0 +1,95 @@
+"""Which architectures a profile should look at closely before one of them ships. [search.md, Hard caps]
+
+The mode of a distribution alone is not good enough: the likeliest samples, all that was evaluated and the
+neighbours that the surrogate likes are candidates too. Only feasible ones are returned; the caller evaluates
+them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nasdeploy.costs.table import FloatArray, IntArray
+from nasdeploy.optim import categorical
+from nasdeploy.optim.categorical import BoolArray
+from nasdeploy.optim.objective import Objective
+from nasdeploy.optim.surrogate import Surrogate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionConfig:
+    """How widely selection looks.
+
+    num_samples: draws from the distribution. num_likeliest: how many distinct ones of them are kept. beam:
+    from how many architectures neighbours are taken. num_rounds: how often, each time from the best found so
+    far.
+    """
+
+    num_samples: int = 256
+    num_likeliest: int = 32
+    beam: int = 8
+    num_rounds: int = 4
+
+
+def propose(
+    *,
+    theta: FloatArray,
+    mask: BoolArray,
+    objective: Objective,
+    seen: IntArray,
+    surrogate: Surrogate,
+    rng: np.random.Generator,
+    config: SelectionConfig | None = None,
+) -> IntArray:
+    """Return the distinct feasible candidates of one profile: (m, D), by surrogate plus penalty, best first.
+
+    theta, mask: (D, C) of the profile, theta with its margin. seen: (N, D) architectures already evaluated,
+    for whichever profile. Empty when nothing feasible was met: the search for neighbours starts from the
+    least violation.
+    """
+    config = config or SelectionConfig()
+    sharp = categorical.without_margin(theta, mask)
+    likeliest = _likeliest(sharp, rng, config)
+    known = np.concatenate([categorical.mode(sharp)[None], likeliest, seen])  # (m, D)
+    known = _distinct(known[categorical.within(mask, known)])
+    for _ in range(config.num_rounds):
+        best = known[_ranked(known, objective, surrogate)[: config.beam]]
+        wider = _distinct(np.concatenate([known, *(neighbours(choices, mask) for choices in best)]))
+        if len(wider) == len(known):
+            break
+        known = wider
+    return shortlist(known, objective=objective, surrogate=surrogate, size=len(known))
+
+
+def shortlist(candidates: IntArray, *, objective: Objective, surrogate: Surrogate, size: int) -> IntArray:
+    """Return the feasible ones of ``candidates`` (m, D), at most ``size``, by L̂ + penalty, best first."""
+    ranked = candidates[_ranked(candidates, objective, surrogate)]
+    return ranked[objective.feasible(ranked)][:size]
+
+
+def neighbours(choices: IntArray, mask: BoolArray) -> IntArray:
+    """Return all allowed architectures that differ from ``choices`` (D,) in one decision: (n_θ, D)."""
+    other = mask.copy()
+    other[np.arange(len(choices)), choices] = False
+    decisions, candidates = np.nonzero(other)
+    changed = np.tile(choices, (len(decisions), 1))
+    changed[np.arange(len(decisions)), decisions] = candidates
+    return changed
+
+
+def _likeliest(theta: FloatArray, rng: np.random.Generator, config: SelectionConfig) -> IntArray:
+    drawn = _distinct(categorical.sample(np.broadcast_to(theta, (config.num_samples, *theta.shape)), rng))
+    order = np.argsort(-categorical.log_probability(theta, drawn), kind="stable")
+    return drawn[order[: config.num_likeliest]]
+
+
+def _ranked(candidates: IntArray, objective: Objective, surrogate: Surrogate) -> IntArray:
+    """Return the indices that sort ``candidates`` (m, D): feasible ones by L̂ + penalty, then by violation."""
+    return np.argsort(objective.order(surrogate.predict(candidates), candidates), kind="stable")
+
+
+def _distinct(choices: IntArray) -> IntArray:
+    """Return each architecture once, in lexicographic order."""
+    return np.unique(choices, axis=0)

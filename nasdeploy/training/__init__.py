@@ -1,0 +1,1 @@
+"""Training as functions: steps, schedules, distillation, batch-norm recalibration, evaluation."""

@@ -1,0 +1,29 @@
+"""Optimisers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+MOMENTUM = 0.9
+WARM_UP_SHARE = 0.2
+
+
+def make_optimizer(module: nn.Module, *, weight_decay: float) -> torch.optim.SGD:
+    """Return SGD with Nesterov momentum; only weight matrices decay, not biases or batch norms."""
+    matrices = [p for p in module.parameters() if p.dim() > 1]
+    vectors = [p for p in module.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=True)
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, *, learning_rate: float, num_steps: int) -> OneCycleLR:
+    """Return a cosine warm-up to ``learning_rate`` and a cosine decay to zero over ``num_steps``."""
+    return OneCycleLR(
+        optimizer,
+        max_lr=learning_rate,
+        total_steps=max(num_steps, 2),
+        pct_start=WARM_UP_SHARE,
+        cycle_momentum=False,
+    )

@@ -1,0 +1,1 @@
+"""The profiles that ship with nasdeploy, one device a file."""
