@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from nasdeploy.costs.graphs import serialise
 from nasdeploy.errors import UsageError
 from nasdeploy.exporters.base import ExportedModel
+from nasdeploy.files import write_whole
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -110,17 +110,3 @@ def save_model(
         file_size=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whole or not at all: temporary file beside it, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

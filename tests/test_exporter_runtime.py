@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from nasdeploy.errors import UsageError
-from nasdeploy.exporters.files import write_whole
+from nasdeploy.files import write_whole
 from nasdeploy.exporters.runtime import OnnxClassifier, onnx_accuracy, onnx_predictions
 
 

@@ -19,7 +19,8 @@ from torch import nn
 
 from nasdeploy.errors import ConfigError, UsageError
 from nasdeploy.exporters import ExportedModel, exporter_names, make_exporter
-from nasdeploy.exporters.files import documentation, read_model, strip_model, write_whole
+from nasdeploy.exporters.files import documentation, read_model, strip_model
+from nasdeploy.files import write_whole
 from nasdeploy.exporters.graph import folded_weights
 from nasdeploy.exporters.metadata import architecture_hash, model_metadata, read_metadata
 from nasdeploy.exporters.opsets import check_opset, supported_opset

@@ -17,7 +17,8 @@ from torch import nn
 
 from nasdeploy.errors import GateError, UsageError
 from nasdeploy.exporters import make_exporter
-from nasdeploy.exporters.files import read_model, write_whole
+from nasdeploy.exporters.files import read_model
+from nasdeploy.files import write_whole
 from nasdeploy.exporters.runtime import OnnxClassifier
 from nasdeploy.exporters.structure import MACHINE_PATH
 from nasdeploy.exporters.verification import (

@@ -25,12 +25,12 @@ TERMS: dict[str, Callable[[LayerSpec, float], float]] = {
     "table": lambda spec, ms: ms,
     "layers": lambda spec, ms: 1.0,
     "residuals": lambda spec, ms: float(spec.kind == "inverted_residual" and spec.has_residual),
-    "blocks": lambda spec, ms: float(spec.kind == "inverted_residual"),
     "pixels": lambda spec, ms: spec.in_channels * spec.size**2 / 1e4,
 }
 """What a layer contributes to each term, from its specification and its time alone in ms."""
 
 REQUIRED_TERMS = ("table",)
+NO_ERROR = 1e-9
 WORTHWHILE_GAIN = 0.05  # a term must lower the error on left-out networks by this share
 
 
@@ -74,7 +74,7 @@ def fit(
     features = {term: _feature(term, networks, table_ms) for term in TERMS}
     chosen = list(REQUIRED_TERMS)
     error = _left_out_error([features[t] for t in chosen], times_ms)
-    while rest := [term for term in TERMS if term not in chosen]:
+    while error > NO_ERROR and (rest := [term for term in TERMS if term not in chosen]):
         trials = {term: _left_out_error([features[t] for t in [*chosen, term]], times_ms) for term in rest}
         best = min(trials, key=trials.__getitem__)
         if trials[best] > (1.0 - WORTHWHILE_GAIN) * error:
@@ -111,9 +111,8 @@ def rank_correlation(a: FloatArray, b: FloatArray) -> float:
 
 def _ranks(values: FloatArray) -> FloatArray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean_ranks: FloatArray = np.cumsum(counts).astype(np.float64) - (counts - 1) / 2.0
-    ranks: FloatArray = mean_ranks[inverse]
-    return ranks
+    mean_ranks = np.cumsum(counts) - (counts - 1) / 2.0
+    return np.asarray(mean_ranks[inverse], dtype=np.float64)
 
 
 def _feature(
@@ -129,8 +128,8 @@ def _weighted(features: Sequence[FloatArray], times_ms: FloatArray) -> FloatArra
 
 
 def _solve(weighted: FloatArray) -> FloatArray:
-    solution: FloatArray = np.linalg.lstsq(weighted, np.ones(len(weighted)), rcond=None)[0]
-    return solution
+    solution = np.linalg.lstsq(weighted, np.ones(len(weighted)), rcond=None)[0]
+    return np.asarray(solution, dtype=np.float64)
 
 
 def _left_out_error(features: Sequence[FloatArray], times_ms: FloatArray) -> float:

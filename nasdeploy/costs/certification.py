@@ -62,7 +62,7 @@ def check_percent_cap(
     largest: ModelLatency,
     percentile: int = 50,
 ) -> CapCheck:
-    """Check a cap between the smallest (0) and the largest (1) network, all three measured in the same blocks.
+    """Check a cap between the smallest (0) and the largest (1) network, all measured in the same blocks.
 
     Block by block (model - smallest) / (largest - smallest), by CPU time where the session has one thread,
     since no rival changes that.
@@ -75,7 +75,10 @@ def check_percent_cap(
             ratios.append((model - low) / (high - low))
     reason = ""
     if len(ratios) < MIN_BLOCKS:
-        reason = f"only {len(ratios)} of {MIN_BLOCKS} blocks tell the smallest network's p{percentile} from the largest's"
+        reason = (
+            f"only {len(ratios)} of {MIN_BLOCKS} blocks tell the p{percentile} of the smallest network from "
+            "that of the largest"
+        )
     return _decide(ratios, cap_fraction, unit="fraction", percentile=percentile, reason=reason)
 
 

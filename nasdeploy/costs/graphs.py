@@ -95,7 +95,7 @@ class GraphBuilder:
     initialisers: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def constant(self, name: str, values: NDArray[np.float32]) -> str:
-        self.initialisers[name] = numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name)
+        self.initialisers[name] = numpy_helper.from_array(np.asarray(values, np.float32, order="C"), name)
         return name
 
     def node(self, operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:

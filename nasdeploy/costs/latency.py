@@ -44,13 +44,18 @@ Percentiles = Mapping[int, float | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """How a model was run. pinned: bound to as many cores as threads. spinning: idle threads wait busily."""
+    """How a model was run.
+
+    pinned: bound to as many cores as threads. spinning: idle threads wait busily. shared_pool: the sessions
+    of a process share their threads.
+    """
 
     provider: str
     threads: int
     batch_size: int
     pinned: bool
     spinning: bool
+    shared_pool: bool
     onnxruntime: str
 
 
@@ -209,6 +214,7 @@ def collect(results: Sequence[Mapping[str, Any]], runtime: Runtime) -> dict[str,
         batch_size=runtime.batch_size,
         pinned=first["pinned"],
         spinning=first["spinning"],
+        shared_pool=first["shared_pool"],
         onnxruntime=first["onnxruntime"],
     )
     return {

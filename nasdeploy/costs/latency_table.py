@@ -52,6 +52,7 @@ BLOCKS = 5
 PLAN = Plan(rounds=5, min_runs=50, min_seconds=0.0, max_seconds=0.25)
 NUM_CALIBRATION = 40
 NUM_HELD_OUT = 20
+MIN_ARCHITECTURES = 9
 MAX_TILT = 4.0
 
 Convert = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -165,8 +166,8 @@ def measure_latency_table(
 ) -> LatencyTable:
     """Measure the latency table of ``space`` under ``runtime`` on this machine.
 
-    convert: makes the model of ``runtime.precision``; needed unless that is "fp32". Raises ConfigError without
-    it, or when ONNX Runtime cannot run a layer.
+    convert: makes the model of ``runtime.precision``; needed unless that is "fp32". Raises ConfigError
+    without it, or when ONNX Runtime cannot run a layer.
     """
     if runtime.precision != "fp32" and convert is None:
         raise ConfigError(
@@ -175,9 +176,7 @@ def measure_latency_table(
         )
     started = time.perf_counter()
     drawn = stratified_architectures(space, num_calibration + num_held_out, np.random.default_rng(seed))
-    # Every third is held out (for 40 and 20), so that both parts hold all sizes.
-    held_out = [drawn[int((i + 0.5) * len(drawn) / num_held_out)] for i in range(num_held_out)]
-    calibration = [architecture for architecture in drawn if architecture not in held_out]
+    calibration, held_out = _split(space, drawn, num_held_out / (num_calibration + num_held_out))
     with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
         writer = _Writer(Path(folder), space, runtime, seed=seed, convert=convert)
         paths = writer.write_all(calibration, held_out)
@@ -193,8 +192,8 @@ def measure_latency_table(
 def stratified_architectures(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Architecture]:
     """Return ``count`` distinct random architectures, small ones first, large ones last.
 
-    Uniform choices would nearly all be of middle size. Candidate c of C is drawn with a probability that grows
-    as exp(t · c / (C - 1)); the tilt t runs evenly from -4 to 4 over the list.
+    Uniform choices would nearly all be of middle size. Candidate c of C is drawn with a probability that
+    grows as exp(t · c / (C - 1)); the tilt t runs evenly from -4 to 4 over the list.
     """
     found: dict[Architecture, None] = {}
     for tilt in np.linspace(-MAX_TILT, MAX_TILT, count):
@@ -204,6 +203,21 @@ def stratified_architectures(space: SearchSpace, count: int, rng: np.random.Gene
                 break
         found[architecture] = None
     return list(found)
+
+
+def _split(
+    space: SearchSpace, drawn: Sequence[Architecture], share: float
+) -> tuple[list[Architecture], list[Architecture]]:
+    """Divide into (calibration, held out) at even distances, so that both parts hold all sizes."""
+    if len(drawn) < MIN_ARCHITECTURES:
+        raise ConfigError(
+            f"space '{space.name}': only {len(drawn)} architectures found to measure; "
+            f"expected {MIN_ARCHITECTURES} or more for a latency table"
+        )
+    num = max(3, round(share * len(drawn)))
+    chosen = {int((i + 0.5) * len(drawn) / num) for i in range(num)}
+    parts = [[a for i, a in enumerate(drawn) if (i in chosen) == held] for held in (False, True)]
+    return parts[0], parts[1]
 
 
 def _tilted(space: SearchSpace, tilt: float, rng: np.random.Generator) -> Architecture:

@@ -6,9 +6,9 @@ The request names the models, the provider, the number of threads and how long t
 statistics for each model, or {"error": one line}. Every model gets its own session. After a warm-up they
 run in turns, in an order drawn anew for each round, so that drift spreads evenly over them.
 
-Beside the wall clock stands the CPU time of the calling thread: it does not grow while a rival holds the core.
-Where a session has several threads the caller works too and waits busily for the others, so its CPU time is
-still that of a run (the CPU time of all threads is not: idle ones sleep, or spin between the runs).
+Beside the wall clock stands the calling thread's CPU time; it does not grow while a rival holds the core.
+Where a session has several threads the caller works too and waits busily for the others, so its CPU time
+is still that of a run (that of all threads together is not: idle ones sleep, or spin between the runs).
 """
 
 from __future__ import annotations
@@ -83,6 +83,15 @@ def time_runs(run: Run, count: int, clocks: Clocks) -> Times:
     return Times(wall / 1e6, cpu / 1e6)
 
 
+def clock_cost(clocks: Clocks) -> tuple[float, float]:
+    """Return what reading the clocks adds to the wall and the CPU time of a run, in ms.
+
+    The CPU clock is a system call: half a microsecond, 3 % of a network that takes 16.
+    """
+    times = time_runs(lambda: None, 1000, clocks)
+    return float(np.median(times.wall_ms)), float(np.median(times.cpu_ms))
+
+
 def warm_up(run: Run, clocks: Clocks, max_seconds: float) -> float:
     """Run until the median CPU time of ten runs moves by less than 2 %; return a run's mean wall time in ms.
 
@@ -122,8 +131,12 @@ def measure_in_turns(runs: Sequence[Run], plan: Plan, clocks: Clocks, rng: rando
                 time_runs(runs[m], SETTLING_RUNS, clocks)
                 parts[m].append(time_runs(runs[m], counts[m], clocks))
                 spent_ms[m] += float(parts[m][-1].wall_ms.sum())
+    wall_cost, cpu_cost = clock_cost(clocks)
     return [
-        Times(np.concatenate([p.wall_ms for p in part]), np.concatenate([p.cpu_ms for p in part]))
+        Times(
+            np.concatenate([p.wall_ms for p in part]) - wall_cost,
+            np.concatenate([p.cpu_ms for p in part]) - cpu_cost,
+        )
         for part in parts
     ]
 
@@ -171,7 +184,22 @@ def peak_memory_bytes() -> int | None:
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 
-def open_session(path: str, request: dict[str, Any]) -> Any:
+def share_thread_pool(request: dict[str, Any]) -> bool:
+    """Give all sessions one thread pool where onnxruntime can; return whether they share one.
+
+    Idle threads of a session wait busily for a while after its run: those of the model before would take the
+    cores from the model that is being measured.
+    """
+    import onnxruntime as ort
+
+    wanted = request["threads"] > 1 and len(request["models"]) > 1 and request["spinning"]
+    if not wanted or not hasattr(ort, "set_global_thread_pool_sizes"):
+        return False
+    ort.set_global_thread_pool_sizes(request["threads"], 1)
+    return True
+
+
+def open_session(path: str, request: dict[str, Any], *, shared_pool: bool) -> Any:
     """Return a session on ``path`` with everything explicit. Raises SessionError when it cannot be made."""
     import onnxruntime as ort
 
@@ -182,6 +210,10 @@ def open_session(path: str, request: dict[str, Any]) -> Any:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if request["spinning"] else "0")
+    if shared_pool:
+        options.use_per_session_threads = False
+    elif len(request["models"]) > 1:  # see share_thread_pool; older versions can only stop the waiting
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     provider = request["provider"]
     if provider != "CPUExecutionProvider":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -219,10 +251,12 @@ def make_feed(session: Any, path: str, batch_size: int, rng: np.random.Generator
     return feed
 
 
-def start_model(path: str, request: dict[str, Any], rng: np.random.Generator) -> tuple[Run, dict[str, float]]:
+def start_model(
+    path: str, request: dict[str, Any], rng: np.random.Generator, *, shared_pool: bool
+) -> tuple[Run, dict[str, float]]:
     """Return the model's run and how long its session and its first run took in ms."""
     started = time.perf_counter()
-    session = open_session(path, request)
+    session = open_session(path, request, shared_pool=shared_pool)
     loaded = time.perf_counter()
     feed = make_feed(session, path, request["batch_size"], rng)
     begun = time.perf_counter()
@@ -243,7 +277,9 @@ def carry_out(request: dict[str, Any]) -> dict[str, Any]:
         raise SessionError(f"request: schema {request.get('schema')!r}; expected '{REQUEST_SCHEMA}'")
     pinned = pin(request["cores"])
     rng = np.random.default_rng(request["seed"])
-    started = [start_model(path, request, rng) for path in request["models"].values()]
+    shared_pool = share_thread_pool(request)
+    paths = request["models"].values()
+    started = [start_model(path, request, rng, shared_pool=shared_pool) for path in paths]
     times = measure_in_turns(
         [run for run, _ in started],
         Plan(**request["plan"]),
@@ -255,6 +291,7 @@ def carry_out(request: dict[str, Any]) -> dict[str, Any]:
         "schema": RESULT_SCHEMA,
         "models": models,
         "pinned": pinned,
+        "shared_pool": shared_pool,
         "spinning": request["spinning"],
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "peak_memory_bytes": peak_memory_bytes(),

@@ -1,0 +1,133 @@
+"""The options that verbs share, and settings from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from nasdeploy.settings import BuildSettings
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+
+
+class SettingOption(click.Option):
+    """An option that stands for one key of the settings; not given, it says nothing.
+
+    key: dotted, as in a configuration file; left out: the name of the parameter.
+    """
+
+    def __init__(self, *arguments: Any, key: str | None = None, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.key = key or str(self.name)
+
+    @property
+    def long_name(self) -> str:
+        """The name for messages, such as "--profile"."""
+        return self.opts[-1]
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return name and help, with the default of the settings, which have one home."""
+        record = super().get_help_record(ctx)
+        default = _default_text(self.key)
+        return record if record is None or not default else (record[0], f"{record[1]}  [default: {default}]")
+
+
+def _default_text(key: str) -> str:
+    from nasdeploy.settings import BuildSettings
+
+    value: Any = BuildSettings()
+    for part in key.split("."):
+        value = getattr(value, part)
+    if value is None or value is False:
+        return ""
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _setting(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
+    return click.option(*names, cls=SettingOption, default=None, **attributes)
+
+
+# Choices that are no plug-ins; a test compares them with the settings' own types.
+DEVICES = ("auto", "cpu", "cuda")
+AUGMENTATIONS = ("none", "light", "standard")
+ESTIMATORS = ("importance", "independent")
+
+_SETTINGS_OPTIONS = (
+    click.option("-c", "--config", type=click.Path(path_type=Path), metavar="TOML", help="File of settings."),
+    click.option(
+        "-o", "--output-dir", type=click.Path(path_type=Path), metavar="DIR", help="The run folder."
+    ),
+    _setting(
+        "-p",
+        "--profile",
+        "profiles",
+        multiple=True,
+        metavar="NAME|TOML",
+        help="Hardware profile; repeatable.",
+    ),
+    _setting("--data", metavar="NAME|PATH", help="Data set, folder of images, or .npz file."),
+    _setting("--image-size", type=int, metavar="PIXELS", help="Resize images to squares of this side."),
+    _setting("--space", metavar="NAME", help="Search space."),
+    _setting("--device", type=click.Choice(DEVICES), help="Where to train."),
+    _setting("--threads", type=int, metavar="N", help="Threads of training on a CPU."),
+    _setting("--seed", type=int, metavar="N", help="Seed of everything random."),
+    _setting("--augment", type=click.Choice(AUGMENTATIONS), help="Augmentation of training images."),
+    _setting(
+        "--estimator",
+        key="search.estimator",
+        type=click.Choice(ESTIMATORS),
+        help="Pool the samples of all profiles, or give each its own.",
+    ),
+    _setting("--exporter", metavar="NAME", help="What writes the ONNX file."),
+    _setting("--baselines/--no-baselines", help="Also a random and a narrowed network per profile."),
+    _setting("--time-budget", metavar="TIME", help='Scale the schedule to this, such as "10min".'),
+    _setting("--latency-from", metavar="RUN", help="Run folder whose latency tables are used again."),
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any setting, such as search.num_steps=200; repeatable. "
+        '"nasdeploy profiles schema --of settings" lists them.',
+    ),
+    click.option(
+        "--resume/--no-resume",
+        default=True,
+        help="Continue what the run folder holds (the default), or start over.",
+    ),
+)
+
+
+def settings_options(command: Decorated) -> Decorated:
+    """Give ``command`` the options of a build: config, output_dir, assignments, resume, settings."""
+    for option in reversed(_SETTINGS_OPTIONS):
+        command = option(command)
+    return command
+
+
+def verbosity_options(command: Decorated) -> Decorated:
+    """Give ``command`` -v and -q, as the parameters ``verbose`` and ``quiet``."""
+    command = click.option("-q", "--quiet", is_flag=True, help="Show errors only.")(command)
+    return click.option(
+        "-v", "--verbose", is_flag=True, help="Show the values of every step, once a second."
+    )(command)
+
+
+def read_settings(context: click.Context) -> BuildSettings:
+    """Return defaults < -c FILE < options < --set. Raises ConfigError, which names the source."""
+    from nasdeploy.cli.merging import Layer, assignment_layer, file_layer, merge_layers, nested
+
+    config: Path | None = context.params["config"]
+    layers = [] if config is None else [file_layer(config)]
+    for option in context.command.params:
+        value = context.params.get(str(option.name))
+        if isinstance(option, SettingOption) and value not in (None, ()):
+            layers.append(Layer(source=option.long_name, data=nested(option.key, value)))
+    layers += [assignment_layer(text) for text in context.params["assignments"]]
+    return merge_layers(layers)

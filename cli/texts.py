@@ -1,0 +1,120 @@
+"""What results look like for people: each function returns text and knows nothing of the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from nasdeploy.cli.output import NOTHING, duration, percent, quantity, text_table
+
+if TYPE_CHECKING:
+    from nasdeploy.costs.budgets import Feasibility, FeasibilityRow
+    from nasdeploy.exporters.verification import Verification
+    from nasdeploy.pipeline import BuildResult, CapResult, Plan, ProfileResult, SearchResult
+    from nasdeploy.profiles import Budget, HardwareProfile
+
+
+def build_text(result: BuildResult) -> str:
+    """Return a line per profile: its figures, and the cap of each that has one."""
+    header = ("profile", "status", "accuracy", "latency p50", "params", "FLOPs", "file size")
+    rows = [_build_row(profile) for profile in result.profiles]
+    return f"{text_table(header, rows)}\n\nreport: {result.report}"
+
+
+def _build_row(result: ProfileResult) -> tuple[str, ...]:
+    caps = {cap.metric: cap for cap in result.caps}
+    figures = {
+        "latency": result.latency_ms,
+        "params": result.params,
+        "flops": result.flops,
+        "file_size": result.file_size,
+    }
+    cells = (_capped(figures[metric], metric, caps.get(metric)) for metric in figures)
+    return result.profile, result.status, percent(result.accuracy), *cells
+
+
+def _capped(value: float | None, metric: str, cap: CapResult | None) -> str:
+    text = quantity(value, metric)
+    if cap is None:
+        return text
+    if (
+        cap.unit == "fraction"
+    ):  # of the way from the smallest to the largest network, measured beside the file
+        return f"{text} (at {100 * cap.value:.3g}%, cap {100 * cap.cap:.3g}%)"
+    return f"{text} (cap {quantity(cap.cap, metric)})"
+
+
+def search_text(result: SearchResult) -> str:
+    """Return a line per profile: the accuracy with shared weights, and what the tables say it costs."""
+    metrics = list(dict.fromkeys(metric for costs in result.costs.values() for metric in costs))
+    header = ("profile", "validation accuracy", *metrics)
+    rows = [
+        (
+            profile,
+            percent(result.validation_accuracy.get(profile)),
+            *(quantity(result.costs.get(profile, {}).get(metric), metric) for metric in metrics),
+        )
+        for profile in result.architectures
+    ]
+    summary = f"{result.num_steps} steps in {duration(result.seconds)}; run folder: {result.run_dir}"
+    return f"{text_table(header, rows)}\n\n{summary}"
+
+
+def feasibility_text(feasibility: Feasibility) -> str:
+    """Return a line per metric: what the space offers, the cap, and the nearest cap that can be met."""
+    header = ("metric", "smallest", "median", "largest", "cap", "satisfiable", "nearest")
+    title = f"{feasibility.profile}: {'feasible' if feasibility.feasible else 'infeasible'}"
+    return f"{title}\n{text_table(header, [_feasibility_row(row) for row in feasibility.rows])}"
+
+
+def _feasibility_row(row: FeasibilityRow) -> tuple[str, ...]:
+    values = (quantity(value, row.metric) for value in (row.smallest, row.median, row.largest, row.cap))
+    satisfiable = NOTHING if row.cap is None else "yes" if row.satisfiable else "no"
+    return row.metric, *values, satisfiable, quantity(row.nearest, row.metric)
+
+
+def plan_text(plan: Plan) -> str:
+    """Return what a build would do and how long it would take, then the feasibility of each profile."""
+    facts = [
+        ("run folder", str(plan.run_dir)),
+        ("images", plan.images),
+        ("space", plan.space),
+        ("speed", f"{plan.images_per_second:.0f} images/s"),
+    ]
+    phases = [(phase.name, f"about {duration(phase.seconds)}") for phase in plan.phases]
+    total = ("total", f"about {duration(plan.total_seconds)}")
+    parts = [_columns(facts), text_table(("phase", "time"), [*phases, total])]
+    return "\n\n".join([*parts, *map(feasibility_text, plan.feasibility)])
+
+
+def _columns(rows: list[tuple[str, str]]) -> str:
+    return text_table(rows[0], rows[1:])
+
+
+def verification_text(verification: Verification, *, title: str) -> str:
+    """Return every check of a file with its value and limit, and the accuracy where it was measured."""
+    lines = [f"{title}: {'passed' if verification.passed else 'failed'}"]
+    lines += [f"  {'ok  ' if check.passed else 'FAIL'}  {check.describe()}" for check in verification.checks]
+    if verification.accuracy is not None:
+        lines.append(f"  accuracy {percent(verification.accuracy)} ({verification.num_images} images)")
+    return "\n".join(lines)
+
+
+def profiles_text(profiles: Iterable[HardwareProfile]) -> str:
+    """Return a line per profile: its name, budget and description."""
+    rows = [(profile.name, budget_text(profile.budget), profile.description) for profile in profiles]
+    return text_table(("profile", "budget", "description"), rows)
+
+
+def budget_text(budget: Budget) -> str:
+    """Return a budget on one line, such as "latency p90 <= 1ms, flops weight 0.3"."""
+    from nasdeploy.profiles import format_limit
+
+    parts = []
+    for metric, limits in budget.items():
+        name = f"{metric} p{limits.percentile}" if metric == "latency" else metric
+        if limits.max is not None:
+            parts.append(f"{name} <= {format_limit(limits.max, metric)}")
+        if limits.coefficient:
+            parts.append(f"{metric} weight {limits.coefficient:g}")
+    return ", ".join(parts)

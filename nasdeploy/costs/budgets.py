@@ -1,0 +1,152 @@
+"""A profile's budget in absolute numbers, and whether a space can meet it.
+
+A percentage lies between the space's smallest (0 %) and largest (100 %) network on the profile (product.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nasdeploy.costs.table import CostTable, FloatArray, IntArray
+from nasdeploy.errors import InfeasibleError
+from nasdeploy.profiles import HardwareProfile, Percent, Quantity, format_quantity
+from nasdeploy.spaces.base import Architecture, CandidateMask, SearchSpace
+
+NUM_SAMPLES = 4_000
+"""Random architectures that stand for the space: its median network, and the search for a feasible one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """A budget in the units of the metrics.
+
+    caps: hard limits. coefficients, references: objective += coefficient · cost / reference.
+    """
+
+    caps: Mapping[str, float]
+    coefficients: Mapping[str, float]
+    references: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeasibilityRow:
+    """One metric of one profile: the range of the space, the cap, and the nearest cap that can be met."""
+
+    metric: str
+    smallest: float
+    median: float
+    largest: float
+    cap: float | None
+    coefficient: float | None
+    satisfiable: bool
+    nearest: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feasibility:
+    """Whether a space has an architecture within all caps of a profile; ``message`` is one line."""
+
+    profile: str
+    rows: tuple[FeasibilityRow, ...]
+    feasible: bool
+    message: str
+
+
+def resolve_limits(profile: HardwareProfile, space: SearchSpace, tables: Mapping[str, CostTable]) -> Limits:
+    """Return the budget of ``profile`` in absolute numbers; a metric without a table is left out."""
+    mask = space.candidate_mask(profile.runtime.channel_multiple)
+    caps, coefficients, references = {}, {}, {}
+    for metric, budget in profile.budget.items():
+        if metric not in tables:
+            continue
+        smallest, largest = (_cost(tables[metric], a) for a in (space.smallest(mask), space.largest(mask)))
+        if budget.max is not None:
+            caps[metric] = _absolute(budget.max, smallest, largest)
+        if budget.coefficient:
+            coefficients[metric] = budget.coefficient
+            references[metric] = _absolute(budget.reference or Percent(1.0), smallest, largest)
+    return Limits(caps=caps, coefficients=coefficients, references=references)
+
+
+def feasibility(profile: HardwareProfile, space: SearchSpace, tables: Mapping[str, CostTable]) -> Feasibility:
+    """Return, for each metric in ``tables``, what the space costs on ``profile`` and whether the caps can be met."""
+    mask = space.candidate_mask(profile.runtime.channel_multiple)
+    limits = resolve_limits(profile, space, tables)
+    choices = _representatives(space, mask)
+    costs = {metric: table.of(choices) for metric, table in tables.items()}
+    rows = tuple(
+        _row(metric, costs[metric], tables[metric], mask, limits, space) for metric in profile_metrics(tables)
+    )
+    within = np.logical_and.reduce(
+        [costs[m] <= cap for m, cap in limits.caps.items()] or [np.ones(len(choices), bool)]
+    )
+    feasible = bool(within.any()) and all(row.satisfiable for row in rows)
+    return Feasibility(
+        profile=profile.name, rows=rows, feasible=feasible, message=_message(profile.name, rows, feasible)
+    )
+
+
+def require_feasible(found: Feasibility) -> None:
+    """Raise InfeasibleError, with the nearest caps that can be met, unless ``found`` is feasible."""
+    if not found.feasible:
+        raise InfeasibleError(found.message)
+
+
+def profile_metrics(tables: Mapping[str, CostTable]) -> list[str]:
+    """Return the metrics in the order in which they are shown."""
+    return [metric for metric in ("params", "flops", "latency", "file_size") if metric in tables]
+
+
+def _row(
+    metric: str, costs: FloatArray, table: CostTable, mask: CandidateMask, limits: Limits, space: SearchSpace
+) -> FeasibilityRow:
+    cap = limits.caps.get(metric)
+    lowest = min(table.minimum(mask), float(costs.min()))
+    satisfiable = cap is None or lowest <= cap
+    return FeasibilityRow(
+        metric=metric,
+        smallest=_cost(table, space.smallest(mask)),
+        median=float(np.median(costs)),
+        largest=_cost(table, space.largest(mask)),
+        cap=cap,
+        coefficient=limits.coefficients.get(metric),
+        satisfiable=satisfiable,
+        nearest=None if satisfiable else lowest,
+    )
+
+
+def _message(profile: str, rows: tuple[FeasibilityRow, ...], feasible: bool) -> str:
+    if feasible:
+        return f"{profile}: every cap can be met"
+    broken = [
+        f"budget.{row.metric}.max = {format_quantity(row.cap or 0.0, row.metric)} is below the cheapest network of the "
+        f"space; the nearest cap that can be met is {format_quantity(row.nearest or 0.0, row.metric)}"
+        for row in rows
+        if not row.satisfiable
+    ]
+    return f"{profile}: " + (
+        "; ".join(broken)
+        or "each cap can be met alone, but no network was found that meets all of them together"
+    )
+
+
+def _representatives(space: SearchSpace, mask: CandidateMask) -> IntArray:
+    """Return random allowed architectures (n, D), behind the smallest and the largest."""
+    rng = np.random.default_rng(0)
+    columns = [rng.choice(np.flatnonzero(row), size=NUM_SAMPLES) for row in mask]
+    ends = np.array([space.smallest(mask).choices, space.largest(mask).choices])
+    choices: IntArray = np.concatenate([ends, np.stack(columns, axis=1)])
+    return choices
+
+
+def _absolute(limit: Quantity | Percent, smallest: float, largest: float) -> float:
+    if isinstance(limit, Quantity):
+        return limit.value
+    return smallest + limit.fraction * (largest - smallest)
+
+
+def _cost(table: CostTable, architecture: Architecture) -> float:
+    return float(table.of(np.array([architecture.choices]))[0])

@@ -1,0 +1,252 @@
+"""From a labelled image set and profiles to certified files: what the command line and the Python API call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nasdeploy.costs.budgets import Feasibility, FeasibilityRow, feasibility
+from nasdeploy.costs.counting import counting_tables
+from nasdeploy.costs.file_size import file_size_table
+from nasdeploy.costs.sessions import check_runtime_available
+from nasdeploy.exporters.verification import Verification
+from nasdeploy.pipeline.building import BuildResult, ProfileResult, identity, run_build
+from nasdeploy.pipeline.certifying import CapResult
+from nasdeploy.pipeline.context import Job, default_folder, prepare, torch_environment
+from nasdeploy.pipeline.schedule import PlannedPhase, planned_phases, scaled, training_speed
+from nasdeploy.pipeline.searching import searched
+from nasdeploy.pipeline.selecting import Selection, Selector
+from nasdeploy.pipeline.tables import (
+    exact_tables,
+    profile_costs,
+    quick_latency_table,
+    require_counts_feasible,
+)
+from nasdeploy.pipeline.verifying import verify_run
+from nasdeploy.profiles import HardwareProfile
+from nasdeploy.profiles.messages import read_model
+from nasdeploy.progress import Observer, Several, Silent
+from nasdeploy.reporting import write_report
+from nasdeploy.runs import EventLog, RunFolder, read_json
+from nasdeploy.settings import EXPECTED, BuildSettings
+from nasdeploy.spaces import make_space
+
+__all__ = [
+    "BuildResult",
+    "BuildSettings",
+    "CapResult",
+    "Feasibility",
+    "FeasibilityRow",
+    "Plan",
+    "PlannedPhase",
+    "ProfileResult",
+    "SearchResult",
+    "Verification",
+    "build",
+    "check_profile",
+    "plan",
+    "report",
+    "search",
+    "verify_run",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """What a search found: per profile the architecture by names, its validation accuracy and predicted costs."""
+
+    run_dir: Path
+    num_steps: int
+    seconds: float
+    architectures: dict[str, dict[str, str]]
+    validation_accuracy: dict[str, float]
+    costs: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a build would do, how long it would take, and whether its budgets can be met."""
+
+    run_dir: Path
+    images: str
+    space: str
+    phases: tuple[PlannedPhase, ...]
+    total_seconds: float
+    images_per_second: float
+    feasibility: tuple[Feasibility, ...]
+
+
+def build(
+    settings: BuildSettings | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    observer: Observer | None = None,
+    resume: bool = True,
+    **overrides: Any,
+) -> BuildResult:
+    """Search once, then retrain, export, verify, measure and certify one network for every profile.
+
+    settings: defaults where None; ``overrides`` replace single fields, as in ``build(data="photos/")``.
+    output_dir: the run folder; None: one below ``runs/`` that belongs to these settings. resume: continue behind what
+    the folder holds, or start over. Raises NasdeployError; a profile that fails alone is reported in the result.
+    """
+    with ExitStack() as stack:
+        return run_build(_open(stack, _with(settings, overrides), output_dir, observer, resume=resume))
+
+
+def search(
+    settings: BuildSettings | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    observer: Observer | None = None,
+    resume: bool = True,
+    **overrides: Any,
+) -> SearchResult:
+    """Search and select one architecture for every profile, without retraining it; arguments as in :func:`build`."""
+    with ExitStack() as stack:
+        job = _open(stack, _with(settings, overrides), output_dir, observer, resume=resume)
+        with torch_environment(job):
+            require_counts_feasible(job)
+            costs = profile_costs(job)
+            supernet, optimizer = searched(job, costs)
+            fresh = [
+                Selection(costs=one, k=k)
+                for k, (name, one) in enumerate(costs.items())
+                if not job.folder.model(name).architecture.exists()
+            ]
+            if fresh:
+                Selector(job, costs, supernet, optimizer).select(fresh)
+        return _search_result(job)
+
+
+def _search_result(job: Job) -> SearchResult:
+    found = read_json(job.folder.search_result)
+    selected = {p.name: read_json(job.folder.model(p.name).architecture) for p in job.profiles}
+    return SearchResult(
+        run_dir=job.folder.path,
+        num_steps=found["num_steps"],
+        seconds=found["seconds"],
+        architectures={name: one["architecture"] for name, one in selected.items()},
+        validation_accuracy={name: one["validation"]["accuracy"] for name, one in selected.items()},
+        costs={name: one["predicted"] for name, one in selected.items()},
+    )
+
+
+def plan(
+    settings: BuildSettings | None = None, *, output_dir: str | Path | None = None, **overrides: Any
+) -> Plan:
+    """Return what :func:`build` would do; writes nothing. Takes seconds: latency is measured at the ends only."""
+    settings = _with(settings, overrides)
+    folder = RunFolder(Path(output_dir) if output_dir is not None else default_folder(settings))
+    job = prepare(settings, folder=folder, observer=Silent())
+    with torch_environment(job):
+        speed = training_speed(job)
+    num_runtimes = _num_runtimes(job)
+    settings = scaled(settings, num_runtimes=num_runtimes, images_per_second=speed)
+    phases = planned_phases(settings, num_runtimes=num_runtimes, images_per_second=speed)
+    shape = "x".join(map(str, job.dataset.image_shape))
+    return Plan(
+        run_dir=folder.path,
+        images=f"{job.dataset.name}: {len(job.dataset.train)} images of {shape} to train on, "
+        f"{len(job.dataset.valid)} to validate, {len(job.dataset.test)} to test, {job.dataset.num_classes} classes",
+        space=job.space.name,
+        phases=tuple(phases),
+        total_seconds=sum(phase.seconds for phase in phases),
+        images_per_second=speed,
+        feasibility=tuple(
+            feasibility(
+                p, job.space, {**exact_tables(job, p), "latency": quick_latency_table(job.space, p.runtime)}
+            )
+            for p in job.profiles
+        ),
+    )
+
+
+def check_profile(
+    profile: HardwareProfile,
+    *,
+    space: str = "mobile",
+    image_shape: tuple[int, int, int] = (1, 28, 28),
+    num_classes: int = 10,
+) -> Feasibility:
+    """Return what the space costs on ``profile`` and whether its caps can be met, in seconds.
+
+    Raises ConfigError where the profile's runtime is not on this machine.
+    """
+    check_runtime_available(profile.runtime)
+    made = make_space(space, image_shape, num_classes)
+    tables = {
+        **counting_tables(made),
+        "latency": quick_latency_table(made, profile.runtime),
+        "file_size": file_size_table(made, opset=profile.runtime.opset),
+    }
+    return feasibility(profile, made, tables)
+
+
+def report(run_dir: str | Path) -> Path:
+    """Write the report of a run folder again; return its page. Raises RunFolderError where there is no run."""
+    folder = RunFolder(Path(run_dir))
+    read_json(folder.run, schema="nasdeploy/run/1")
+    return write_report(folder)
+
+
+def _open(
+    stack: ExitStack,
+    settings: BuildSettings,
+    output_dir: str | Path | None,
+    observer: Observer | None,
+    *,
+    resume: bool,
+) -> Job:
+    """Return the job of ``settings`` in its locked folder; its schedule is that of the first start."""
+    folder = RunFolder(Path(output_dir) if output_dir is not None else default_folder(settings))
+    job = prepare(settings, folder=folder, observer=observer or Silent())
+    stack.enter_context(folder.locked())
+    if not resume:
+        folder.discard()
+    resumed = folder.claim(
+        settings=settings.model_dump(mode="json"),
+        fingerprint=settings.fingerprint(),
+        facts=lambda: _facts(job),
+    )
+    stored = read_json(folder.run)
+    steps = stored["steps"]
+    settings = settings.model_copy(
+        update={
+            part: getattr(settings, part).model_copy(update={"num_steps": steps[part]})
+            for part in ("search", "retrain")
+        }
+    )
+    observers: Sequence[Observer] = [EventLog(folder.events), *([observer] if observer else [])]
+    job = job.with_(settings=settings, observer=Several(*observers), threads=stored["threads"])
+    if resumed:
+        job.observer.note(f"{folder.path}: continuing the build that is there")
+    return job
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    """Return what ``run.json`` says beside the settings; ``steps`` is the schedule after ``time_budget``."""
+    settings = job.settings
+    if settings.time_budget is not None:
+        with torch_environment(job):
+            settings = scaled(
+                settings, num_runtimes=_num_runtimes(job), images_per_second=training_speed(job)
+            )
+    steps = {"search": settings.search.num_steps, "retrain": settings.retrain.num_steps}
+    return {**identity(job), "steps": steps}
+
+
+def _num_runtimes(job: Job) -> int:
+    return len({(p.runtime.key(), p.runtime.channel_multiple) for p in job.profiles})
+
+
+def _with(settings: BuildSettings | None, overrides: dict[str, Any]) -> BuildSettings:
+    settings = settings or BuildSettings()
+    if not overrides:
+        return settings
+    return read_model(
+        BuildSettings, {**settings.model_dump(), **overrides}, source="build", expected=EXPECTED
+    )

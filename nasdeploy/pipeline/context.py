@@ -1,0 +1,176 @@
+"""What every phase of a build works on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nasdeploy.costs.counting import counting_tables
+from nasdeploy.costs.sessions import check_runtime_available
+from nasdeploy.costs.table import CostTable
+from nasdeploy.data import Dataset, TrainingBatches, load_dataset, make_augmentation, training_batches
+from nasdeploy.data.types import Split
+from nasdeploy.errors import ConfigError
+from nasdeploy.exporters import make_exporter
+from nasdeploy.exporters.opsets import check_opset
+from nasdeploy.networks import Normalise
+from nasdeploy.profiles import HardwareProfile, load_profile
+from nasdeploy.progress import Observer
+from nasdeploy.runs import RunFolder
+from nasdeploy.settings import BuildSettings
+from nasdeploy.spaces import SearchSpace, make_space
+from nasdeploy.training.memory import keep_freed_memory
+from nasdeploy.training.precision import default_threads, resolve_device
+
+AUGMENTATION = {"fashion-mnist": "standard"}  # clothes may be mirrored; of other data nobody knows
+
+_VERSIONED = ("nasdeploy", "torch", "torchvision", "onnx", "onnxruntime", "fvcore", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Settings and everything that follows from them; computed once, changed by no phase."""
+
+    settings: BuildSettings
+    folder: RunFolder
+    observer: Observer
+    profiles: tuple[HardwareProfile, ...]
+    dataset: Dataset
+    space: SearchSpace
+    device: torch.device
+    threads: int
+
+    def with_(self, *, settings: BuildSettings, observer: Observer, threads: int) -> Job:
+        """Return this job with its resolved settings, observer and threads."""
+        return replace(self, settings=settings, observer=observer, threads=threads)
+
+    @cached_property
+    def train(self) -> Split:
+        """The training images on the training device."""
+        return self.dataset.train.to(self.device)
+
+    @cached_property
+    def valid(self) -> Split:
+        """The validation images on the training device."""
+        return self.dataset.valid.to(self.device)
+
+    @cached_property
+    def counts(self) -> dict[str, CostTable]:
+        """Exact tables of params and FLOPs."""
+        return dict(counting_tables(self.space))
+
+    def normalise(self) -> Normalise:
+        """Return a new normalisation layer of the training images."""
+        found = self.dataset.normalisation()
+        return Normalise(found.mean, found.std)
+
+    def seed(self, purpose: str) -> int:
+        """Return a seed for one purpose, so that no two parts draw from one stream."""
+        digest = hashlib.sha256(f"{self.settings.seed}/{purpose}".encode()).digest()
+        return int.from_bytes(digest[:6], "little")
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a fresh CPU generator for ``purpose``."""
+        return torch.Generator().manual_seed(self.seed(purpose))
+
+    def batches(self, split: Split, *, purpose: str, batch_size: int, augment: bool) -> TrainingBatches:
+        """Return endless batches of ``split``, augmented as the settings say where ``augment``."""
+        name = self.augmentation if augment else "none"
+        return training_batches(
+            split,
+            batch_size=batch_size,
+            generator=self.generator(purpose),
+            augment=make_augmentation(name, self.dataset.image_shape),
+        )
+
+    @property
+    def augmentation(self) -> str:
+        """The augmentation by name."""
+        return self.settings.augment or AUGMENTATION.get(self.settings.data, "light")
+
+
+def prepare(settings: BuildSettings, *, folder: RunFolder, observer: Observer) -> Job:
+    """Load and check everything that a build needs, before anything is written.
+
+    Raises ConfigError or DataError.
+    """
+    make_exporter(settings.exporter)
+    profiles = _profiles(settings)
+    device = resolve_device(settings.device)
+    dataset = load_dataset(settings.data, image_size=settings.image_size, seed=settings.seed)
+    return Job(
+        settings=settings,
+        folder=folder,
+        observer=observer,
+        profiles=profiles,
+        dataset=dataset,
+        space=make_space(settings.space, dataset.image_shape, dataset.num_classes),
+        device=device,
+        threads=settings.threads or default_threads(),
+    )
+
+
+def _profiles(settings: BuildSettings) -> tuple[HardwareProfile, ...]:
+    profiles = tuple(load_profile(name) for name in settings.profiles)
+    seen: dict[str, str] = {}
+    for profile, source in zip(profiles, settings.profiles, strict=True):
+        if profile.name in seen:
+            raise ConfigError(
+                f"--profile {source}: is called '{profile.name}', like {seen[profile.name]}; expected different names"
+            )
+        seen[profile.name] = source
+        check_runtime_available(profile.runtime)
+        check_opset(profile.runtime.opset)
+        if profile.runtime.precision != "fp32":
+            raise ConfigError(
+                f"{source}: runtime.precision = '{profile.runtime.precision}': this version exports fp32 only; "
+                "expected 'fp32'"
+            )
+    return profiles
+
+
+@contextmanager
+def torch_environment(job: Job) -> Iterator[None]:
+    """Set the threads of torch for the time of a build, and let it keep its memory."""
+    keep_freed_memory()
+    before = torch.get_num_threads()
+    torch.set_num_threads(job.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    import nasdeploy
+
+    return {name: nasdeploy.__version__ if name == "nasdeploy" else version(name) for name in _VERSIONED}
+
+
+def default_folder(settings: BuildSettings) -> Path:
+    """Return the run folder of ``settings``: the same settings find the same folder, others another one."""
+    return Path("runs") / f"{Path(settings.data).stem or 'data'}-{settings.fingerprint()[:8]}"
+
+
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    """Return what ``run.json`` says of the data."""
+    return {
+        "name": dataset.name,
+        "source": dataset.source,
+        "fingerprint": dataset.fingerprint(),
+        "image_shape": list(dataset.image_shape),
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "num_train": len(dataset.train),
+        "num_valid": len(dataset.valid),
+        "num_test": len(dataset.test),
+    }

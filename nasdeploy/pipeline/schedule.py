@@ -1,0 +1,121 @@
+"""How much work the schedule is, what that takes on this machine, and how ``--time-budget`` scales it.
+
+The unit of work is one training image of the space's largest network, forward and backward.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from nasdeploy.errors import ConfigError
+from nasdeploy.networks import build_network
+from nasdeploy.pipeline.context import Job
+from nasdeploy.settings import BuildSettings
+from nasdeploy.training.schedules import make_optimizer
+
+# Measured on the default space: a forward pass costs about a sixth of a step, a sampled network half of the largest.
+FORWARD_SHARE = 1 / 6
+SAMPLED_SHARE = 0.5
+SMALLEST_SHARE = 0.1
+TABLE_SECONDS = 20.0
+EXPORT_SECONDS = 3.0
+CERTIFY_SECONDS = 8.0
+MIN_SCALE = 0.02
+
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedPhase:
+    """A phase and the seconds that it is expected to take."""
+
+    name: str
+    seconds: float
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of ``text``, such as "90s", "10min" or "1.5h". Raises ConfigError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", text)
+    if match is None or float(match[1]) == 0.0:
+        raise ConfigError(f'--time-budget "{text}": expected a time in s, min or h, such as "10min"')
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def planned_phases(
+    settings: BuildSettings, *, num_runtimes: int, images_per_second: float
+) -> list[PlannedPhase]:
+    """Return the phases of a build and how long they take where the largest network trains at that speed."""
+    num_profiles = len(settings.profiles)
+    files = num_profiles * (EXPORT_SECONDS + CERTIFY_SECONDS / 3) + CERTIFY_SECONDS * num_runtimes
+    retrained = num_profiles * (3 if settings.baselines else 1)
+    return [
+        PlannedPhase(name="latency tables", seconds=TABLE_SECONDS * num_runtimes),
+        PlannedPhase(name="search", seconds=_search_work(settings) / images_per_second),
+        PlannedPhase(name="select", seconds=_selection_work(settings) / images_per_second),
+        PlannedPhase(name="retrain", seconds=_retrain_work(settings, retrained) / images_per_second),
+        PlannedPhase(name="export, verify, certify", seconds=files),
+    ]
+
+
+def _search_work(settings: BuildSettings) -> float:
+    search = settings.search
+    trained = search.batch_size * (1.0 + SMALLEST_SHARE + SAMPLED_SHARE * search.num_weight_samples)
+    evaluated = search.num_loss_samples * search.loss_batch_size * SAMPLED_SHARE * FORWARD_SHARE
+    return search.num_steps * (trained + (1.0 - search.warm_up_share) * evaluated)
+
+
+def _selection_work(settings: BuildSettings) -> float:
+    return len(settings.profiles) * settings.search.num_finalists * 2_500 * SAMPLED_SHARE * FORWARD_SHARE
+
+
+def _retrain_work(settings: BuildSettings, num_networks: int) -> float:
+    images = settings.retrain.num_steps * settings.retrain.batch_size
+    return images * (num_networks * SAMPLED_SHARE + FORWARD_SHARE)
+
+
+def scaled(settings: BuildSettings, *, num_runtimes: int, images_per_second: float) -> BuildSettings:
+    """Return ``settings`` with the steps of search and retraining scaled to its time budget.
+
+    What does not depend on the steps is not scaled; where it alone exceeds the budget, the smallest schedule is used.
+    """
+    if settings.time_budget is None:
+        return settings
+    phases = planned_phases(settings, num_runtimes=num_runtimes, images_per_second=images_per_second)
+    by_steps = sum(phase.seconds for phase in phases if phase.name in ("search", "retrain"))
+    fixed = sum(phase.seconds for phase in phases) - by_steps
+    scale = max(MIN_SCALE, (parse_duration(settings.time_budget) - fixed) / by_steps)
+    return settings.model_copy(
+        update={
+            "search": settings.search.model_copy(
+                update={"num_steps": max(10, round(scale * settings.search.num_steps))}
+            ),
+            "retrain": settings.retrain.model_copy(
+                update={"num_steps": max(10, round(scale * settings.retrain.num_steps))}
+            ),
+        }
+    )
+
+
+def training_speed(job: Job, *, num_steps: int = 8) -> float:
+    """Return the images per second of plain training of the largest network, by the median step."""
+    network = build_network(job.space, job.space.largest(), job.normalise()).to(job.device)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(network, weight_decay=0.0)
+    batch_size = job.settings.retrain.batch_size
+    batches = job.batches(job.train, purpose="speed", batch_size=batch_size, augment=True)
+    seconds = []
+    for _ in range(num_steps + 2):
+        started = time.perf_counter()
+        images, labels = next(batches)
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if job.device.type == "cuda":
+            torch.cuda.synchronize(job.device)
+        seconds.append(time.perf_counter() - started)
+    return batch_size / sorted(seconds[2:])[num_steps // 2]

@@ -1,0 +1,212 @@
+"""Phase 3: one architecture a profile, whose latency is measured before a minute of training is spent on it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nasdeploy.costs.certification import MIN_BLOCKS, CapCheck
+from nasdeploy.costs.table import CostTable
+from nasdeploy.errors import InfeasibleError
+from nasdeploy.exporters.metadata import architecture_hash
+from nasdeploy.files import write_json
+from nasdeploy.networks import Supernet
+from nasdeploy.optim.pooled import PooledOptimizer
+from nasdeploy.pipeline.certifying import measure_latency_caps
+from nasdeploy.pipeline.context import Job
+from nasdeploy.pipeline.searching import make_objective
+from nasdeploy.pipeline.tables import ProfileCosts, write_untrained
+from nasdeploy.runs import read_json
+from nasdeploy.searchers.selecting import Finalist, FinalistJudge, candidates, fit_surrogate, rank_finalists
+from nasdeploy.spaces.base import Architecture
+
+SCHEMA = "nasdeploy/architecture/1"
+MAX_PROBES = 4
+SAFETY = 0.98
+"""A cap that a measurement broke is tightened to this share of what would just have held."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Selection:
+    """What is being selected for one profile. tightened: factors on its caps. attempt: from 1."""
+
+    costs: ProfileCosts
+    k: int
+    tightened: dict[str, float] = field(default_factory=dict)
+    attempt: int = 1
+    finalist: Finalist | None = None
+    num_candidates: int = 0
+    objective: float = 0.0
+    stored: bool = False
+
+
+class Selector:
+    """Chooses architectures from a finished search; evaluations are shared by all profiles and attempts."""
+
+    def __init__(
+        self, job: Job, costs: Mapping[str, ProfileCosts], supernet: Supernet, optimizer: PooledOptimizer
+    ) -> None:
+        self._job = job
+        self._costs = costs
+        self._optimizer = optimizer
+        self._judge = FinalistJudge(supernet, job.train, job.valid)
+        self._surrogate = fit_surrogate(optimizer)
+
+    def select(self, pending: Sequence[Selection]) -> set[str]:
+        """Choose for each of ``pending`` a network that keeps its latency cap when measured, and store it.
+
+        Returns the profiles for which none was found: their folders are left as they are. In the first attempt the
+        last choice is then stored all the same, so that the numbers of its exported file can be reported. Raises
+        InfeasibleError where the search space has nothing within the caps.
+        """
+        self._job.observer.start("select", len(pending))
+        open_ones = list(pending)
+        for _ in range(MAX_PROBES):
+            open_ones = [selection for selection in open_ones if self._choose(selection)]
+            checks = self._probe(open_ones)
+            accepted = [s for s in open_ones if self._accept(s, checks.get(s.costs.profile.name))]
+            for selection in accepted:
+                self._store(selection)
+            open_ones = [selection for selection in open_ones if selection not in accepted]
+            if not open_ones:
+                break
+        failed = [selection for selection in pending if not selection.stored]
+        for selection in failed:
+            if selection.attempt == 1:
+                self._store(selection)
+        self._job.observer.finish("select", {})
+        return {selection.costs.profile.name for selection in failed}
+
+    def _choose(self, selection: Selection) -> bool:
+        """Choose the best finalist within the tightened caps; return False where there is none."""
+        objective = make_objective(selection.costs, tightened=selection.tightened)
+        found = candidates(
+            self._optimizer,
+            selection.k,
+            objective=objective,
+            surrogate=self._surrogate,
+            seed=self._job.seed("select"),
+        )
+        if len(found) == 0:
+            if not selection.tightened:
+                raise InfeasibleError(
+                    f"{selection.costs.profile.name}: no network was found within all caps and the latency table's "
+                    f"margin of {100 * selection.costs.latency.accuracy.quantile90:.1f}%; expected higher caps"
+                )
+            return False
+        size = self._job.settings.search.num_finalists
+        ranked = rank_finalists(found, judge=self._judge, objective=objective, size=size)
+        best = ranked[0]
+        selection.finalist = best
+        selection.num_candidates = len(found)
+        selection.objective = best.loss + float(objective.penalty(np.array([best.architecture.choices]))[0])
+        return True
+
+    def _probe(self, selections: Sequence[Selection]) -> dict[str, CapCheck]:
+        """Return what was measured of the chosen networks, from the store where they were measured before."""
+        known, unknown = {}, {}
+        for selection in selections:
+            costs, architecture = selection.costs, _chosen(selection)
+            if "latency" not in costs.limits.caps:
+                continue
+            stored = costs.probes.get(self._hash(architecture))
+            if stored is not None:
+                known[costs.profile.name] = CapCheck(**stored)
+            else:
+                unknown[costs.profile.name] = (costs, architecture)
+        if unknown:
+            measured = self._measure(unknown)
+            for name, check in measured.items():
+                costs, architecture = unknown[name]
+                costs.probes[self._hash(architecture)] = asdict(check)
+                costs.save()
+            known |= measured
+        return known
+
+    def _measure(self, unknown: Mapping[str, tuple[ProfileCosts, Architecture]]) -> dict[str, CapCheck]:
+        with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
+            paths = {}
+            for name, (costs, architecture) in unknown.items():
+                paths[name] = Path(folder, f"{name}.onnx")
+                write_untrained(self._job.space, architecture, paths[name], runtime=costs.profile.runtime)
+            found = measure_latency_caps(self._job, [costs.profile for costs, _ in unknown.values()], paths)
+        return {name: check for name, (_, check) in found.items() if check is not None}
+
+    def _accept(self, selection: Selection, check: CapCheck | None) -> bool:
+        """Return whether the measurement lets the choice stand; tighten the latency cap where it does not.
+
+        A choice that the machine was too noisy to measure stands: the exported file is measured again.
+        """
+        if check is None or check.status == "holds" or check.bound is None or check.num_blocks < MIN_BLOCKS:
+            return True
+        tighten(selection, "latency", latency_factor(selection.costs, check))
+        return False
+
+    def _hash(self, architecture: Architecture) -> str:
+        return architecture_hash(self._job.space.name, self._job.space.to_names(architecture))
+
+    def _store(self, selection: Selection) -> None:
+        """Write the choice in place of all that the folder holds of an earlier one."""
+        finalist, costs = selection.finalist, selection.costs
+        assert finalist is not None
+        names = self._job.space.to_names(finalist.architecture)
+        choices = np.array([finalist.architecture.choices])
+        folder = self._job.folder.model(costs.profile.name)
+        folder.discard()
+        selection.stored = True
+        write_json(
+            folder.architecture,
+            {
+                "schema": SCHEMA,
+                "profile": costs.profile.name,
+                "space": self._job.space.name,
+                "architecture": names,
+                "hash": architecture_hash(self._job.space.name, names),
+                "predicted": {metric: _one(table, choices) for metric, table in costs.tables.items()},
+                "validation": {"loss": finalist.loss, "accuracy": finalist.accuracy},
+                "objective": selection.objective,
+                "num_candidates": selection.num_candidates,
+                "num_evaluated": self._job.settings.search.num_finalists,
+                "attempt": selection.attempt,
+                "tightened": selection.tightened,
+            },
+        )
+
+
+def tighten(selection: Selection, metric: str, factor: float) -> None:
+    """Multiply the cap on ``metric`` that selection uses by ``factor``."""
+    selection.tightened[metric] = selection.tightened.get(metric, 1.0) * factor
+
+
+def latency_factor(costs: ProfileCosts, check: CapCheck) -> float:
+    """Return the factor that brings the cap on predicted latency below what ``check`` measured."""
+    assert check.bound is not None
+    if check.unit == "ms":
+        return SAFETY * min(1.0, check.cap / check.bound)
+    low, high = costs.latency.smallest_ms, costs.latency.largest_ms
+    allowed, found = low + check.cap * (high - low), low + check.bound * (high - low)
+    return SAFETY * min(1.0, allowed / found)
+
+
+def stored_architecture(job: Job, profile: str) -> Architecture:
+    """Return the architecture selected for ``profile``."""
+    stored = read_json(job.folder.model(profile).architecture, schema=SCHEMA)
+    return job.space.from_names(stored["architecture"])
+
+
+def _chosen(selection: Selection) -> Architecture:
+    assert selection.finalist is not None
+    return selection.finalist.architecture
+
+
+def _factors(tightened: Mapping[str, float]) -> str:
+    return ", ".join(f"{metric} x {factor:.3f}" for metric, factor in tightened.items()) or "none"
+
+
+def _one(table: CostTable, choices: Any) -> float:
+    return float(table.of(choices)[0])

@@ -1,0 +1,161 @@
+"""What the templates show: the report's facts grouped as they stand on the page. Plain data, no markup."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nasdeploy.reporting import text
+
+__all__ = ["GLOSSARY", "Report", "command_line", "stages", "table_cells", "worst_classes"]
+
+Report = Mapping[str, Any]
+"""What :func:`nasdeploy.reporting.collect.collect_report` returns."""
+
+TABLE_METRICS = ("latency", "params", "flops", "file_size")
+MAX_CLASSES = 12
+
+GLOSSARY = (
+    (
+        "FLOPs",
+        "Multiply-adds of one image as fvcore counts them: one multiply-add is one FLOP, and batch norm is counted "
+        "on the network before it is folded; many other tools count two per multiply-add.",
+    ),
+    ("MACs", "Multiply-adds of convolution and linear layers alone, which is what papers usually compare."),
+    (
+        "Block",
+        "One fresh process that measures every model of the comparison in turns; timings inside one process are not "
+        "independent, so statements rest on blocks.",
+    ),
+    (
+        "Bound",
+        "The largest of the block percentiles: with five blocks, a 96.9 % upper bound on the median block; a latency "
+        "cap holds when the bound, not the average, is below it.",
+    ),
+    (
+        "Range",
+        "The way from the smallest network of the search space (0 %) to the largest (100 %) under the same profile; "
+        "a cap of 40 % lies at 40 % of that way.",
+    ),
+    (
+        "p50, p90, p99",
+        "The time that 50, 90 or 99 of 100 runs stay below; a percentile that the number of runs cannot support is "
+        "shown as a dash.",
+    ),
+    (
+        "CPU time",
+        "Time that the processor spent on the model, without waiting for other programs; wall time is what a clock on "
+        "the wall shows, and a block is contended where it is over 5 % more.",
+    ),
+    (
+        "ESS",
+        "Effective sample size: how many of the networks evaluated in a step count for a profile's update, since all "
+        "profiles share the evaluations with different weights.",
+    ),
+)
+
+
+def command_line(report: Report) -> str:
+    """Return the command that made the run, quoted for a shell."""
+    return shlex.join(report["run"]["command"])
+
+
+def table_cells(profile: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return for every metric what was measured and the cap on it, if there is one."""
+    caps = {cap["metric"]: cap for cap in profile["caps"]}
+    return [
+        {"metric": metric, "value": _value(profile, metric), "cap": caps.get(metric)}
+        for metric in TABLE_METRICS
+    ]
+
+
+def _value(profile: Mapping[str, Any], metric: str) -> str:
+    if metric != "latency":
+        return text.quantity(profile[metric], metric)
+    return text.milliseconds(profile["latency"] and profile["latency"]["summary"]["p50_ms"])
+
+
+def soft_weights(profile: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for every metric that the objective weighs."""
+    sentences = []
+    for metric, budget in profile["budget"].items():
+        if budget.get("coefficient"):
+            reference = budget.get("reference") or "the largest network"
+            sentences.append(
+                f"{text.metric_name(metric)} × {budget['coefficient']:g}, relative to {reference}"
+            )
+    return sentences
+
+
+def stages(architecture: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the network stage by stage: name, texts of its layers, output shape (None for a foreign space)."""
+    if architecture["layers"] is None:
+        return [
+            {"name": name, "layers": [f"{key} {value}" for key, value in rows], "out": None}
+            for name, rows in _grouped(list(architecture["names"].items()))
+        ]
+    rows = [(layer["slot"], layer) for layer in architecture["layers"]]
+    return [
+        {"name": name, "layers": [_layer_text(layer) for _, layer in group], "out": _out([*group])}
+        for name, group in _grouped(rows)
+    ]
+
+
+def _grouped(rows: Sequence[tuple[str, Any]]) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """Group rows by what stands before the first dot of their name: stage1.block2 belongs to stage1."""
+    groups: dict[str, list[tuple[str, Any]]] = {}
+    for name, row in rows:
+        stage, _, rest = name.partition(".")
+        groups.setdefault(stage, []).append((rest, row))
+    return list(groups.items())
+
+
+def _out(group: list[tuple[str, Any]]) -> str | None:
+    placed = [layer for _, layer in group if layer["kind"] != "skip"]
+    if not placed:
+        return None
+    last = placed[-1]
+    if last["kind"] == "classifier":
+        return f"{last['out_channels']} classes"
+    return f"{last['out_size']}×{last['out_size']}×{last['out_channels']}"
+
+
+def _layer_text(layer: Mapping[str, Any]) -> str:
+    stride = f", stride {layer['stride']}" if layer.get("stride", 1) > 1 else ""
+    if layer["kind"] == "inverted_residual":
+        residual = ", residual" if layer["residual"] else ""
+        return f"{layer['kernel']}×{layer['kernel']} ×{layer['expand']}{stride}{residual}"
+    texts = {
+        "stem": f"{layer.get('kernel')}×{layer.get('kernel')} conv{stride}",
+        "head": "1×1 conv",
+        "classifier": "pool + linear",
+    }
+    return texts.get(layer["kind"], layer["kind"])
+
+
+def worst_classes(profile: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the classes with the lowest accuracy, lowest first: all of them where they are few."""
+    accuracy = profile["accuracy"]
+    if accuracy is None or accuracy["per_class"] is None:
+        return []
+    known = [row for row in accuracy["per_class"] if row["accuracy"] is not None]
+    return sorted(known, key=lambda row: row["accuracy"])[:MAX_CLASSES]
+
+
+def conditions(profile: Mapping[str, Any]) -> str:
+    """Return in one line how the latency was measured; empty where it was not."""
+    latency = profile["latency"]
+    if latency is None:
+        return ""
+    how, summary = latency["conditions"], latency["summary"]
+    threads = f"{how['threads']} thread{'s' if how['threads'] != 1 else ''}"
+    parts = [
+        f"ONNX Runtime {how['onnxruntime']}, {how['provider']}",
+        threads + (", pinned to as many cores" if how["pinned"] else ", not pinned to cores"),
+        f"idle threads {'spin' if how['spinning'] else 'sleep'}",
+        f"batch of {how['batch_size']}",
+        f"{profile['runtime']['precision']}",
+        f"{len(latency['block_p50_ms'])} blocks, n = {summary['n']} runs",
+    ]
+    return "; ".join(parts)

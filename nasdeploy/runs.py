@@ -1,0 +1,221 @@
+"""The run folder: the name of every file in one place, whole writes, and the lock against a second build.
+
+::
+
+    run.json  config.toml  events.jsonl
+    latency/<profile>.json
+    search/{supernet.safetensors, state.json, history.csv, result.json}
+    models/<profile>/{model.onnx, architecture.json, weights.safetensors, training.json, metrics.json,
+                      latency.json, verify.json, MODEL_CARD.md, SHA256SUMS}
+    baselines/<profile>/<kind>.json
+    report/{index.html, report.json, report.md, pareto.csv}
+
+A phase is done when its last file is there; that file is written when the phase ends.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import tomli_w
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from nasdeploy.errors import RunFolderError
+from nasdeploy.files import write_json, write_whole
+from nasdeploy.progress import Value
+
+__all__ = ["EventLog", "ModelFolder", "RunFolder"]
+
+
+class ModelFolder:
+    """``models/<profile>/``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model.onnx"
+        self.architecture = path / "architecture.json"
+        self.weights = path / "weights.safetensors"
+        self.training = path / "training.json"
+        self.metrics = path / "metrics.json"
+        self.latency = path / "latency.json"
+        self.verify = path / "verify.json"
+        self.card = path / "MODEL_CARD.md"
+        self.checksums = path / "SHA256SUMS"
+
+    def discard(self) -> None:
+        """Delete the files, the architecture last, so that an interrupted deletion is finished next time."""
+        for file in (
+            self.checksums,
+            self.card,
+            self.latency,
+            self.verify,
+            self.metrics,
+            self.model,
+            self.training,
+            self.weights,
+            self.architecture,
+        ):
+            file.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """Paths, typed reads and whole writes below one folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = path / "run.json"
+        self.config = path / "config.toml"
+        self.events = path / "events.jsonl"
+        self.supernet = path / "search" / "supernet.safetensors"
+        self.search_state = path / "search" / "state.json"
+        self.search_history = path / "search" / "history.csv"
+        self.search_result = path / "search" / "result.json"
+        self.report_json = path / "report" / "report.json"
+        self.report_html = path / "report" / "index.html"
+        self.report_markdown = path / "report" / "report.md"
+        self.pareto = path / "report" / "pareto.csv"
+
+    def latency(self, profile: str) -> Path:
+        """Return the path of the latency table of ``profile``."""
+        return self.path / "latency" / f"{profile}.json"
+
+    def model(self, profile: str) -> ModelFolder:
+        """Return the folder of the model of ``profile``."""
+        return ModelFolder(self.path / "models" / profile)
+
+    def baseline(self, profile: str, kind: str) -> Path:
+        """Return the path of the figures of a baseline network."""
+        return self.path / "baselines" / profile / f"{kind}.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder. Raises RunFolderError when another process holds it or it cannot be made."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"--output-dir {self.path}: cannot be made ({error.strerror}); expected a folder that can be written"
+            ) from error
+        lock = filelock.FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise RunFolderError(
+                f"{self.path}: another build is running here; wait for it, or choose another folder with --output-dir"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def claim(
+        self, *, settings: Mapping[str, Any], fingerprint: str, facts: Callable[[], Mapping[str, Any]]
+    ) -> bool:
+        """Make the folder that of a build, or check that it already is; return whether it is resumed.
+
+        settings: written to ``config.toml``. facts: what else ``run.json`` says, asked for once. Raises RunFolderError when the
+        folder holds a build with other settings, or something else.
+        """
+        if self.run.exists():
+            stored = read_json(self.run, schema="nasdeploy/run/1")
+            if stored["fingerprint"] != fingerprint:
+                raise RunFolderError(
+                    f"{self.path}: holds a build with other settings ({_difference(stored['settings'], settings)}); "
+                    "choose another folder with --output-dir, or start over with --no-resume"
+                )
+            return True
+        strangers = [child.name for child in sorted(self.path.iterdir()) if child.name != ".lock"]
+        if strangers and set(strangers) - {"latency", "config.toml"}:
+            raise RunFolderError(
+                f"{self.path}: is not empty ({strangers[0]}) and no run of nasdeploy; choose another folder with --output-dir"
+            )
+        write_whole(self.config, tomli_w.dumps(_without_none(settings)).encode())
+        run = {"schema": "nasdeploy/run/1", "fingerprint": fingerprint, **facts(), "settings": dict(settings)}
+        write_json(self.run, run)
+        return False
+
+    def discard(self) -> None:
+        """Delete what a build wrote here; files of others stay."""
+        for name in ("models", "baselines", "search", "latency", "report"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for file in (self.events, self.config, self.run):
+            file.unlink(missing_ok=True)
+
+    def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors as safetensors: no pickle is written or trusted."""
+        write_whole(path, save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}))
+
+    def load_tensors(self, path: Path) -> dict[str, Tensor]:
+        """Return the tensors in ``path``. Raises RunFolderError when it is damaged."""
+        try:
+            return load_file(path)
+        except Exception as error:  # safetensors raises types of its own, by version
+            raise RunFolderError(f"{path}: cannot be read ({error}); delete it and build again") from error
+
+
+def read_json(path: Path, *, schema: str | None = None) -> dict[str, Any]:
+    """Return the object in ``path``. Raises RunFolderError when it is missing, damaged or of another schema."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({error}); delete it and build again") from error
+    if not isinstance(data, dict) or (schema is not None and data.get("schema") != schema):
+        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise RunFolderError(f"{path}: schema {found!r}; expected '{schema}'; delete it and build again")
+    return data
+
+
+class EventLog:
+    """An observer that appends every event to ``events.jsonl``, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def start(self, phase: str, total: int | None = None) -> None:
+        """Write that ``phase`` began."""
+        self._write({"event": "start", "phase": phase, "total": total})
+
+    def advance(self, phase: str, step: int, values: Mapping[str, Value]) -> None:
+        """Write one step."""
+        self._write({"event": "step", "phase": phase, "step": step, **values})
+
+    def finish(self, phase: str, values: Mapping[str, Value]) -> None:
+        """Write that ``phase`` ended."""
+        self._write({"event": "finish", "phase": phase, **values})
+
+    def note(self, message: str) -> None:
+        """Write a message."""
+        self._write({"event": "note", "message": message})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+
+
+def _difference(stored: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:
+    """Return the first key in which two settings differ, with both values."""
+    for key in [*stored, *(key for key in here if key not in stored)]:
+        old, new = stored.get(key), here.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            return _difference(old, new, f"{prefix}{key}.")
+        return f"{prefix}{key} = {json.dumps(old)} there, {json.dumps(new)} here"
+    return "the profiles' files changed"
+
+
+def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``settings`` without unset keys: TOML has no null."""
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if value is not None
+    }

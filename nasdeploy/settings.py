@@ -1,0 +1,127 @@
+"""What a build is told: pydantic models, so that a file, the command line and the Python API share one check.
+
+Every field has the default of the main job. ``nasdeploy build`` writes the resolved settings to ``config.toml``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nasdeploy.profiles import DEFAULT_PROFILES
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SearchSettings(_Settings):
+    """The one-shot search (``nasdeploy.searchers.oneshot``)."""
+
+    estimator: Literal["importance", "independent"] = Field(
+        default="importance",
+        description="pool the samples of all profiles, or give each its own (the baseline)",
+    )
+    num_steps: Positive = Field(default=400, description="steps of the shared weights")
+    batch_size: Positive = 64
+    learning_rate: Rate = 0.2
+    weight_decay: NotNegative = 5e-4
+    label_smoothing: Share = 0.1
+    num_weight_samples: Positive = Field(
+        default=1, description="architectures a step beside the largest and the smallest"
+    )
+    uniform_share: Share = Field(default=0.1, description="share of them drawn uniformly")
+    warm_up_share: Share = Field(default=0.2, description="share of the steps before the distributions move")
+    num_loss_samples: Positive = Field(
+        default=12, description="architectures evaluated a step, for all profiles"
+    )
+    loss_batch_size: Positive = Field(default=256, description="validation images that they are evaluated on")
+    num_finalists: Positive = Field(
+        default=8, description="architectures a profile that are evaluated on the whole validation split"
+    )
+
+
+class RetrainSettings(_Settings):
+    """Training of a selected network (``nasdeploy.training.retraining``)."""
+
+    start: Literal["supernet", "scratch"] = Field(
+        default="supernet", description="from the supernet's weights, or from random ones"
+    )
+    num_steps: Positive = 700
+    batch_size: Positive = 64
+    learning_rate: Rate = 0.1
+    weight_decay: NotNegative = 5e-4
+    label_smoothing: Share = 0.1
+    distillation_weight: Share = Field(default=0.3, description="weight of the largest network's outputs")
+    ema_decay: Share = Field(
+        default=0.99, description="of the moving average of the weights, which is what ships"
+    )
+
+
+class MeasureSettings(_Settings):
+    """How exported files are measured (``nasdeploy.costs.latency``)."""
+
+    blocks: Annotated[int, Field(ge=5)] = Field(default=5, description="fresh processes")
+    min_runs: Positive = Field(default=300, description="a model, over all blocks")
+    min_seconds: NotNegative = Field(default=1.0, description="a model, over all blocks")
+
+
+class BuildSettings(_Settings):
+    """Everything that a build depends on."""
+
+    data: str = Field(default="fashion-mnist", description="name of a data set, image folder or .npz file")
+    image_size: Positive | None = Field(default=None, description="resize images to this many pixels")
+    augment: Literal["none", "light", "standard"] | None = Field(
+        default=None, description="None: standard for the embedded data, light (no flips) for any other"
+    )
+    space: str = "mobile"
+    profiles: tuple[str, ...] = Field(
+        default=DEFAULT_PROFILES, min_length=1, description="names of profiles or paths of TOML files"
+    )
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = Field(
+        default=None, description="of training on a CPU; None: all cores allowed"
+    )
+    time_budget: str | None = Field(
+        default=None, description='scales the schedule, such as "10min"; None: the schedule as it is'
+    )
+    exporter: str = "graph"
+    dynamic_batch: bool = Field(default=True, description="any batch size, or the profile's alone")
+    baselines: bool = Field(
+        default=False, description="also a random and a uniformly narrowed network a profile"
+    )
+    latency_from: str | None = Field(
+        default=None, description="run folder whose latency tables are used again"
+    )
+    search: SearchSettings = SearchSettings()
+    retrain: RetrainSettings = RetrainSettings()
+    measure: MeasureSettings = MeasureSettings()
+
+    def fingerprint(self) -> str:
+        """Return a short hash of all settings: what a run folder belongs to."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[
+            :16
+        ]
+
+
+EXPECTED: dict[str, str] = {
+    "search.num_steps": "a whole number from 1, such as 400",
+    "retrain.num_steps": "a whole number from 1, such as 700",
+    "seed": "a whole number from 0, such as 0",
+    "profiles": 'names or paths of profiles, such as ["cpu-tight"]',
+}
+"""What belongs in a key, with an example, for the messages of :func:`nasdeploy.profiles.messages.read_model`."""
+
+
+def settings_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the settings."""
+    return BuildSettings.model_json_schema()

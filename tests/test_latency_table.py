@@ -1,0 +1,172 @@
+"""The latency table of a space: calibration, storage, and one small real measurement."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nasdeploy.costs.calibration import Accuracy, Calibration, assess, fit, rank_correlation
+from nasdeploy.costs.latency_table import (
+    LatencyTable,
+    LayerTime,
+    NetworkTime,
+    measure_latency_table,
+    stratified_architectures,
+)
+from nasdeploy.costs.session_worker import Plan
+from nasdeploy.errors import ConfigError
+from nasdeploy.profiles import Runtime
+from nasdeploy.spaces import LayerSpec, SearchSpace, make_space
+
+MACHINE = {"cpu": "A", "architecture": "x86_64", "logical_cores": 2}
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    """The default space for small grey images."""
+    return make_space("mobile", (1, 28, 28), 10)
+
+
+def times_alone(space: SearchSpace) -> dict[LayerSpec, float]:
+    rng = np.random.default_rng(3)
+    return {spec: float(rng.uniform(0.002, 0.02)) for spec in space.distinct_layers()}
+
+
+def made_up_table(space: SearchSpace) -> LatencyTable:
+    return LatencyTable(
+        runtime_key=Runtime().key(),
+        channel_multiple=8,
+        space_name=space.name,
+        space_fingerprint=space.fingerprint(),
+        machine=MACHINE,
+        seed=0,
+        seconds=1.5,
+        entries=tuple(LayerTime(spec=s, ms=ms, spread=0.01) for s, ms in times_alone(space).items()),
+        calibration=Calibration(constant_ms=0.01, coefficients={"table": 1.1, "layers": -0.0005}),
+        accuracy=Accuracy(
+            mape=0.01,
+            quantile90=0.02,
+            max_error=0.03,
+            spearman=0.99,
+            ceiling=0.005,
+            num_calibration=40,
+            num_held_out=20,
+        ),
+        held_out=(NetworkTime(choices=space.smallest().choices, predicted_ms=0.02, measured_ms=0.021),),
+        smallest_ms=0.02,
+        largest_ms=0.2,
+    )
+
+
+def test_calibration_finds_the_law_that_made_the_times(space: SearchSpace, rng: np.random.Generator) -> None:
+    alone = times_alone(space)
+    law = Calibration(constant_ms=0.02, coefficients={"table": 1.2, "residuals": -0.001})
+    networks = [space.decode(a) for a in stratified_architectures(space, 30, rng)]
+    fitted = fit(networks, np.array([law.network_ms(layers, alone) for layers in networks]), alone)
+    assert fitted.constant_ms == pytest.approx(0.02)
+    assert fitted.coefficients == pytest.approx(law.coefficients)
+
+
+def test_calibration_takes_no_term_that_only_fits_noise(space: SearchSpace, rng: np.random.Generator) -> None:
+    alone = times_alone(space)
+    law = Calibration(constant_ms=0.02, coefficients={"table": 1.2})
+    networks = [space.decode(a) for a in stratified_architectures(space, 40, rng)]
+    exact = np.array([law.network_ms(layers, alone) for layers in networks])
+    fitted = fit(networks, exact * rng.normal(1.0, 0.01, len(exact)), alone)
+    assert fitted.coefficients["table"] == pytest.approx(1.2, rel=0.05)
+    assert len(fitted.coefficients) <= 2
+
+
+def test_accuracy_by_hand() -> None:
+    measured = np.array([1.0, 2.0, 4.0, 5.0])
+    found = assess(measured * [1.1, 0.9, 1.0, 1.2], measured, measured * 1.01, num_calibration=7)
+    assert found.mape == pytest.approx(0.1)
+    assert found.max_error == pytest.approx(0.2)
+    assert found.quantile90 == pytest.approx(0.17)
+    assert found.ceiling == pytest.approx(0.01)
+    assert found.spearman == pytest.approx(1.0)
+    assert (found.num_calibration, found.num_held_out) == (7, 4)
+
+
+def test_rank_correlation_by_hand() -> None:
+    assert rank_correlation(np.array([1.0, 2, 3]), np.array([10.0, 20, 15])) == pytest.approx(0.5)
+    assert rank_correlation(np.array([1.0, 1, 2, 3]), np.array([1.0, 1, 2, 3])) == pytest.approx(1.0)
+
+
+def test_stratified_architectures_cover_all_sizes(space: SearchSpace, rng: np.random.Generator) -> None:
+    drawn = stratified_architectures(space, 60, rng)
+    assert len(set(drawn)) == 60
+    shares = [np.mean(np.array(a.choices) / (np.array(space.num_candidates()) - 1)) for a in drawn]
+    assert np.mean(shares[:6]) < 0.3
+    assert np.mean(shares[-6:]) > 0.7
+    again = stratified_architectures(space, 60, np.random.default_rng(0))
+    assert again == drawn
+
+
+def test_cost_table_is_the_calibrated_sum(space: SearchSpace, rng: np.random.Generator) -> None:
+    table = made_up_table(space)
+    alone = times_alone(space)
+    drawn = stratified_architectures(space, 5, rng)
+    expected = [table.calibration.network_ms(space.decode(a), alone) for a in drawn]
+    assert table.cost_table(space).of(np.array([a.choices for a in drawn])) == pytest.approx(expected)
+
+
+def test_table_survives_json(space: SearchSpace) -> None:
+    table = made_up_table(space)
+    assert LatencyTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def test_damaged_table_is_refused(space: SearchSpace) -> None:
+    with pytest.raises(ConfigError, match="schema None; expected 'nasdeploy/latency-table/1'"):
+        LatencyTable.from_json({})
+    data = made_up_table(space).to_json()
+    del data["entries"]
+    with pytest.raises(ConfigError, match="'entries'; nasdeploy build --no-resume makes a new one"):
+        LatencyTable.from_json(data)
+
+
+def test_table_of_another_space_runtime_or_machine_is_refused(space: SearchSpace) -> None:
+    table = made_up_table(space)
+    table.check_matches(space, Runtime(), machine=MACHINE)
+    other_space = make_space("mobile", (3, 28, 28), 10)
+    with pytest.raises(ConfigError, match=r"measured for search space .* --no-resume makes a new one"):
+        table.cost_table(other_space)
+    with pytest.raises(ConfigError, match=r"measured for runtime onnxruntime-.*-t1-.* expected .*-t2-"):
+        table.check_matches(space, Runtime(threads=2), machine=MACHINE)
+    with pytest.raises(ConfigError, match=r"runtime\.channel_multiple 8; expected 16"):
+        table.check_matches(space, Runtime(channel_multiple=16), machine=MACHINE)
+    with pytest.raises(ConfigError, match=r"another machine \(logical_cores: 2 there, 4 here\); nasdeploy"):
+        table.check_matches(space, Runtime(), machine={**MACHINE, "logical_cores": 4})
+
+
+def test_space_with_hardly_any_architectures_is_refused(space: SearchSpace) -> None:
+    single = replace(space, decisions=tuple(replace(d, candidates=d.candidates[:1]) for d in space.decisions))
+    with pytest.raises(ConfigError, match="only 1 architectures found to measure; expected 9 or more"):
+        measure_latency_table(single, Runtime())
+
+
+def test_other_precisions_need_a_conversion(space: SearchSpace) -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.precision = 'int8'"):
+        measure_latency_table(space, Runtime(precision="int8"))
+
+
+def test_a_real_table_ranks_networks(space: SearchSpace) -> None:
+    table = measure_latency_table(
+        space,
+        Runtime(),
+        blocks=1,
+        plan=Plan(rounds=2, min_runs=10, min_seconds=0.0, max_seconds=0.05),
+        num_calibration=12,
+        num_held_out=6,
+    )
+    assert {entry.spec for entry in table.entries} == set(space.distinct_layers())
+    assert table.largest_ms > 2.0 * table.smallest_ms
+    assert (table.accuracy.num_calibration, table.accuracy.num_held_out) == (12, 6)
+    ends = np.array([space.smallest().choices, space.largest().choices])
+    smallest, largest = table.cost_table(space).of(ends)
+    # Loose: a busy machine may disturb a single short block.
+    assert 0.3 * table.smallest_ms < smallest < largest < 3.0 * table.largest_ms
+    assert table.accuracy.spearman > 0.5
