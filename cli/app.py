@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import sys
 import threading
@@ -9,7 +10,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -77,9 +78,8 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             _fail(ctx, InterruptedRunError(), "interrupted")
         except BrokenPipeError:
-            # Fails again where the reader of our own output has gone (`| head`), which click ends quietly.
-            sys.stdout.flush()
-            sys.stderr.flush()
+            if _reader_is_gone(sys.stdout) or _reader_is_gone(sys.stderr):
+                raise  # `nasdeploy … | head`: click ends it quietly
             _report_bug(ctx)
         except Exception:
             _report_bug(ctx)
@@ -96,6 +96,17 @@ def _report_bug(ctx: click.Context) -> None:
     )
     click.echo(traceback.format_exc(), err=True, nl=False)
     ctx.exit(NasdeployError.exit_code)
+
+
+def _reader_is_gone(stream: TextIO) -> bool:
+    """Whether ``stream`` is a pipe that nobody reads any more."""
+    try:
+        descriptor = stream.fileno()
+    except OSError:  # no file: a test's or an embedding program's own stream
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 @contextmanager

@@ -19,6 +19,9 @@ QUANTITIES = ("latency", "flops", "params", "file_size")
 SHOWN_BY_PROFILE = ("ess", *QUANTITIES)
 """Of what a step tells about each profile; the rest is shown with -v only."""
 
+REPEATED = ("phase", "step", "seconds")
+"""What a line says already."""
+
 
 @contextmanager
 def observing(*, verbose: bool, quiet: bool) -> Iterator[Observer]:
@@ -143,10 +146,12 @@ def by_owner(
     common: dict[str, str] = {}
     by_profile: dict[str, dict[str, str]] = {}
     for key, value in values.items():
+        if value == "":  # a column that this step leaves open
+            continue
         name, dot, profile = key.partition(".")
-        if not dot:
+        if not dot and name not in REPEATED:
             common[name] = value_text(name, value)
-        elif everything or name in SHOWN_BY_PROFILE:
+        elif dot and (everything or name in SHOWN_BY_PROFILE):
             by_profile.setdefault(profile, {})[name] = value_text(name, value)
     return common, by_profile
 

@@ -30,20 +30,24 @@ class SearchSettings(_Settings):
         default="importance",
         description="pool the samples of all profiles, or give each its own (the baseline)",
     )
-    num_steps: Positive = Field(default=400, description="steps of the shared weights")
+    num_steps: Positive = Field(default=900, description="steps of the shared weights")
     batch_size: Positive = 64
-    learning_rate: Rate = 0.2
+    learning_rate: Rate = 0.5
     weight_decay: NotNegative = 5e-4
     label_smoothing: Share = 0.1
     num_weight_samples: Positive = Field(
-        default=1, description="architectures a step beside the largest and the smallest"
+        default=1, description="architectures drawn a step to train the shared weights on"
+    )
+    sandwich_interval: Positive = Field(
+        default=4, description="every so many steps the smallest and the largest network are trained too"
     )
     uniform_share: Share = Field(default=0.1, description="share of them drawn uniformly")
     warm_up_share: Share = Field(default=0.2, description="share of the steps before the distributions move")
     num_loss_samples: Positive = Field(
-        default=12, description="architectures evaluated a step, for all profiles"
+        default=12, description="architectures evaluated at once, for all profiles"
     )
-    loss_batch_size: Positive = Field(default=256, description="validation images that they are evaluated on")
+    loss_interval: Positive = Field(default=2, description="steps of the weights a step of the distributions")
+    loss_batch_size: Positive = Field(default=128, description="validation images that they are evaluated on")
     num_finalists: Positive = Field(
         default=8, description="architectures a profile that are evaluated on the whole validation split"
     )
@@ -55,7 +59,7 @@ class RetrainSettings(_Settings):
     start: Literal["supernet", "scratch"] = Field(
         default="supernet", description="from the supernet's weights, or from random ones"
     )
-    num_steps: Positive = 700
+    num_steps: Positive = 650
     batch_size: Positive = 64
     learning_rate: Rate = 0.1
     weight_decay: NotNegative = 5e-4
@@ -114,8 +118,8 @@ class BuildSettings(_Settings):
 
 
 EXPECTED: dict[str, str] = {
-    "search.num_steps": "a whole number from 1, such as 400",
-    "retrain.num_steps": "a whole number from 1, such as 700",
+    "search.num_steps": "a whole number from 1, such as 900",
+    "retrain.num_steps": "a whole number from 1, such as 650",
     "seed": "a whole number from 0, such as 0",
     "profiles": 'names or paths of profiles, such as ["cpu-tight"]',
 }

@@ -23,23 +23,25 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # A module imports lower levels, and its own package up to its own level. The longest matching name counts.
 LEVELS = {
     "nasdeploy.errors": 0,
+    "nasdeploy.files": 0,
+    "nasdeploy.progress": 0,
     "nasdeploy.schemas": 0,
     "nasdeploy.spaces": 1,
     "nasdeploy.profiles": 1,
+    "nasdeploy.settings": 2,
     "nasdeploy.costs.table": 2,
     "nasdeploy.optim": 2,
     "nasdeploy.networks": 3,
     "nasdeploy.data": 3,
     "nasdeploy.costs": 4,
     "nasdeploy.training": 4,
-    "nasdeploy.search": 5,
+    "nasdeploy.searchers": 5,
     "nasdeploy.exporters": 5,
     "nasdeploy.runs": 6,
-    "nasdeploy.reporting": 6,
-    "nasdeploy.testing": 6,
-    "nasdeploy.pipeline": 7,
-    "nasdeploy.cli": 8,
-    "nasdeploy.__main__": 9,
+    "nasdeploy.reporting": 7,
+    "nasdeploy.pipeline": 8,
+    "nasdeploy.cli": 9,
+    "nasdeploy.__main__": 10,
 }
 # Within level 2 the table comes first: what is optimised is looked up in it.
 SAME_LEVEL = {("nasdeploy.optim", "nasdeploy.costs.table")}
@@ -53,7 +55,7 @@ FILES_AND_CLOCKS = {"datetime", "io", "os", "pathlib", "shutil", "socket", "subp
 # Library -> beginnings of the names of the modules that may import it.
 SOLE_IMPORTERS = {
     "fvcore": ("nasdeploy.costs.counting",),
-    "onnxruntime": ("nasdeploy.costs.latency", "nasdeploy.costs.session_worker", "nasdeploy.exporters"),
+    "onnxruntime": ("nasdeploy.costs.sessions", "nasdeploy.costs.session_worker", "nasdeploy.exporters"),
     "click": ("nasdeploy.cli",),
 }
 

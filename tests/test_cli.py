@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,7 +242,7 @@ def test_errors_on_purpose_are_one_line_and_their_code(kind: type[NasdeployError
 
 def test_bug_is_announced_before_its_traceback():
     result = run("build", "-q", pipeline=FakePipeline(error=ZeroDivisionError("oops")))
-    first, second, *_ = result.stderr.splitlines()
+    _, first, second, *_ = result.stderr.splitlines()
     assert result.exit_code == 1
     assert first.startswith("error: this is a bug in nasdeploy; please report it")
     assert second.startswith("Traceback")

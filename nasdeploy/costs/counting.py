@@ -7,18 +7,22 @@ once; the sum over a network's layers equals fvcore's count of the whole network
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from nasdeploy.costs.table import CostTable, tabulate
 from nasdeploy.errors import ConfigError
 from nasdeploy.networks.operations import build_layer
 from nasdeploy.spaces.base import LayerSpec, SearchSpace
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # fvcore.nn calls torch.jit.script when it is imported
+    from fvcore.nn import FlopCountAnalysis
 
 __all__ = ["LayerCount", "count_layer", "count_network", "counting_tables"]
 

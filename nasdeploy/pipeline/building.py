@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from nasdeploy.costs.counting import count_network
 from nasdeploy.costs.machine import machine_fingerprint
@@ -25,7 +24,7 @@ from nasdeploy.pipeline.context import Job, dataset_facts, package_versions, tor
 from nasdeploy.pipeline.models import Builder, training_facts
 from nasdeploy.pipeline.schedule import training_speed
 from nasdeploy.pipeline.searching import searched
-from nasdeploy.pipeline.selecting import Selection, Selector, latency_factor, stored_architecture, tighten
+from nasdeploy.pipeline.selecting import SAFETY, Selection, Selector, latency_factor, stored_architecture, tighten
 from nasdeploy.pipeline.tables import ProfileCosts, profile_costs, require_counts_feasible
 from nasdeploy.reporting import write_checksums, write_model_card, write_report
 from nasdeploy.runs import ModelFolder, read_json
@@ -135,7 +134,7 @@ def _finish_pending(job: Job, costs: Mapping[str, ProfileCosts], given_up: set[s
         violated = [cap for cap in caps if cap.status == "violated"]
         last = _is_last_attempt(folder, profile.name, given_up)
         if violated and not last:
-            factor = {cap.metric: 0.98 * cap.cap / cap.value for cap in violated if cap.metric != "latency"}
+            factor = {cap.metric: SAFETY * cap.cap / cap.value for cap in violated if cap.metric != "latency" and cap.value}
             if check is not None and check.status == "violated":
                 factor["latency"] = latency_factor(one, check)
             broken[profile.name] = factor
@@ -247,7 +246,7 @@ def identity(job: Job) -> dict[str, Any]:
     """Return what ``run.json`` says beside the settings."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": list(sys.argv),
+        "command": ["nasdeploy", *sys.argv[1:]],
         "versions": package_versions(),
         "machine": machine_fingerprint(),
         "threads": job.threads,
@@ -257,7 +256,7 @@ def identity(job: Job) -> dict[str, Any]:
             "name": job.space.name,
             "fingerprint": job.space.fingerprint(),
             "num_decisions": len(job.space.decisions),
-            "num_architectures": str(np.prod([float(c) for c in job.space.num_candidates()])),
+            "num_architectures": str(math.prod(job.space.num_candidates())),
         },
         "profiles": {profile.name: profile.to_dict() for profile in job.profiles},
     }

@@ -27,7 +27,7 @@ class CapResult:
 
     metric: str
     cap: float
-    value: float
+    value: float | None
     bound: float | None
     status: Status
     unit: str
@@ -141,11 +141,12 @@ def _latency_result(check: CapCheck) -> CapResult:
         return f"{100 * number:.1f}%" if check.unit == "fraction" else format_quantity(number, "latency")
 
     relation = {"holds": "<=", "violated": ">", "undecided": "?"}[check.status]
-    text = f"latency p{check.percentile} {show(check.estimate)} (largest block {show(check.bound)}) {relation} {show(check.cap)}"
+    measured = f"{show(check.estimate)} (largest block {show(check.bound)})"
+    text = f"latency p{check.percentile} {measured} {relation} {show(check.cap)}"
     return CapResult(
         metric="latency",
         cap=check.cap,
-        value=check.estimate if check.estimate is not None else float("nan"),
+        value=check.estimate,
         bound=check.bound,
         status=check.status,
         unit=check.unit,

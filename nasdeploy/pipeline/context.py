@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nasdeploy.costs.counting import counting_tables
 from nasdeploy.costs.sessions import check_runtime_available
 from nasdeploy.costs.table import CostTable
 from nasdeploy.data import Dataset, TrainingBatches, load_dataset, make_augmentation, training_batches
+from nasdeploy.data.metrics import is_unbalanced
 from nasdeploy.data.types import Split
 from nasdeploy.errors import ConfigError
 from nasdeploy.exporters import make_exporter
@@ -28,6 +30,7 @@ from nasdeploy.runs import RunFolder
 from nasdeploy.settings import BuildSettings
 from nasdeploy.spaces import SearchSpace, make_space
 from nasdeploy.training.memory import keep_freed_memory
+from nasdeploy.training.recalibration import MIN_IMAGES
 from nasdeploy.training.precision import default_threads, resolve_device
 
 AUGMENTATION = {"fashion-mnist": "standard"}  # clothes may be mirrored; of other data nobody knows
@@ -61,6 +64,12 @@ class Job:
     def valid(self) -> Split:
         """The validation images on the training device."""
         return self.dataset.valid.to(self.device)
+
+    @cached_property
+    def recalibration_images(self) -> Tensor:
+        """Training images for batch-norm statistics: drawn at random, because splits may be sorted by class."""
+        order = torch.randperm(len(self.train), generator=self.generator("recalibration"))
+        return self.train.images[order[:MIN_IMAGES].to(self.device)]
 
     @cached_property
     def counts(self) -> dict[str, CostTable]:
@@ -173,4 +182,5 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "num_train": len(dataset.train),
         "num_valid": len(dataset.valid),
         "num_test": len(dataset.test),
+        "balanced": not is_unbalanced(dataset.train.labels.numpy()),
     }

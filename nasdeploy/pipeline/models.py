@@ -19,7 +19,7 @@ from nasdeploy.profiles import HardwareProfile
 from nasdeploy.runs import ModelFolder, read_json
 from nasdeploy.spaces.base import Architecture
 from nasdeploy.training.evaluation import loss_and_accuracy
-from nasdeploy.training.recalibration import MIN_IMAGES, recalibrate
+from nasdeploy.training.recalibration import recalibrate
 from nasdeploy.training.retraining import Teacher, retrain
 
 TRAINING_SCHEMA = "nasdeploy/training/1"
@@ -115,7 +115,7 @@ class Builder:
 
     def _inherited(self, architecture: Architecture) -> nn.Module:
         network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        recalibrate(network, self._job.train.images[:MIN_IMAGES])
+        recalibrate(network, self._job.recalibration_images)
         return network  # type: ignore[no-any-return]
 
     def _shared_teacher(self) -> Teacher:

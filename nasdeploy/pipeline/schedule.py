@@ -64,9 +64,10 @@ def planned_phases(
 
 def _search_work(settings: BuildSettings) -> float:
     search = settings.search
-    trained = search.batch_size * (1.0 + SMALLEST_SHARE + SAMPLED_SHARE * search.num_weight_samples)
+    ends = (1.0 + SMALLEST_SHARE) / search.sandwich_interval
+    trained = search.batch_size * (SAMPLED_SHARE * search.num_weight_samples + ends)
     evaluated = search.num_loss_samples * search.loss_batch_size * SAMPLED_SHARE * FORWARD_SHARE
-    return search.num_steps * (trained + (1.0 - search.warm_up_share) * evaluated)
+    return search.num_steps * (trained + (1.0 - search.warm_up_share) * evaluated / search.loss_interval)
 
 
 def _selection_work(settings: BuildSettings) -> float:

@@ -137,7 +137,7 @@ class _History:
         diagnostics = step.diagnostics
         row: dict[str, Value] = {
             "step": step.step,
-            "phase": "warm-up" if diagnostics is None else "search",
+            "stage": "warm-up" if diagnostics is None else "search",
             "seconds": round(seconds, 3),
             "loss": round(float(step.loss), 6),
         }

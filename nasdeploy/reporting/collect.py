@@ -6,9 +6,9 @@ What a run has not produced, because it is unfinished or a profile failed, is nu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
+from nasdeploy.errors import ConfigError, RunFolderError
 from nasdeploy.profiles import METRICS
 from nasdeploy.reporting.checksums import read_checksums
 from nasdeploy.reporting.history import collect_search, collect_totals
@@ -93,23 +93,22 @@ def _result(metrics: Record | None, dataset: Record) -> dict[str, Any]:
         "status": metrics["status"],
         "exit_code": metrics["exit_code"],
         "message": metrics["message"] or None,
-        "accuracy": None if accuracy is None else _accuracy(accuracy, dataset),
+        "accuracy": None if accuracy is None else _accuracy(accuracy, balanced=dataset["balanced"]),
         **{key: metrics[key] for key in RESULT_KEYS},
     }
 
 
-def _accuracy(accuracy: Record, dataset: Record) -> dict[str, Any]:
+def _accuracy(accuracy: Record, *, balanced: bool) -> dict[str, Any]:
     """Return the accuracy on the test split; macro (mean over classes) only where it says something else."""
     top1, count = float(accuracy["top1"]), int(accuracy["num_images"])
     per_class = [
-        {"label": label, "accuracy": share}
-        for label, share in zip(dataset["class_names"], accuracy["per_class"] or (), strict=False)
+        {"label": label, "accuracy": share} for label, share in (accuracy["per_class"] or {}).items()
     ]
     return {
         "top1": top1,
         "interval95": _wilson(top1, count),
         "num_images": count,
-        "macro": None if dataset["balanced"] else accuracy["macro"],
+        "macro": None if balanced else accuracy["macro"],
         "per_class": per_class or None,
     }
 
@@ -133,16 +132,16 @@ def _caps(budget: Record, metrics: Record | None, table: Record | None) -> list[
 
 def _cap(metric: str, written: Record, found: Record | None, table: Record | None) -> dict[str, Any]:
     keys = ("cap", "value", "bound", "unit", "status", "text")
-    row = dict.fromkeys(keys) if found is None else {key: found[key] for key in keys}
+    row: dict[str, Any] = dict.fromkeys(keys) if found is None else {key: found[key] for key in keys}
     cap, tested = row["cap"], row["value"] if row["bound"] is None else row["bound"]
-    known = cap is not None and tested is not None
+    margin = None if cap is None or tested is None else cap - tested
     return {
         "metric": metric,
-        "written": written["max"],
+        "written": str(written["max"]),
         **row,
         "percentile": written.get("percentile"),
-        "margin": cap - tested if known else None,
-        "relative_margin": 1.0 - tested / cap if known and cap else None,
+        "margin": margin,
+        "relative_margin": margin / cap if margin is not None and cap else None,
         "cap_ms": _cap_ms(row["unit"], cap, table),
     }
 
@@ -190,7 +189,11 @@ def _architecture(stored: Record, space: SearchSpace | None) -> dict[str, Any]:
         "tightened",
     )
     names = stored["architecture"]
-    return {"names": names, "layers": chain_of(space, names), **{key: stored[key] for key in keys}}
+    try:
+        layers = chain_of(space, names)
+    except ConfigError as error:
+        raise RunFolderError(f"{stored.path}: {error}; delete it and build again") from error
+    return {"names": names, "layers": layers, **{key: stored[key] for key in keys}}
 
 
 def _verification(folder: ModelFolder) -> dict[str, Any] | None:
@@ -213,8 +216,3 @@ def _baselines(run: RunFolder, name: str) -> list[dict[str, Any]]:
     )
     keys = ("kind", "architecture", "predicted", "top1", "macro")
     return [{key: row[key] for key in keys} for _, row in rows if row is not None]
-
-
-def measured_latency(profile: Mapping[str, Any]) -> float | None:
-    """Return the measured median of a profile's section, wall clock, in ms."""
-    return None if profile["latency"] is None else float(profile["latency"]["summary"]["p50_ms"])

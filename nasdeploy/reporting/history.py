@@ -39,7 +39,7 @@ def _history(run: RunFolder, profiles: Sequence[str]) -> dict[str, Any] | None:
     return {
         "num_rows": len(rows),
         "step": column("step"),
-        "phase": [row["phase"] for row in shown],
+        "stage": [row["stage"] for row in shown],
         "seconds": column("seconds"),
         "loss": column("loss"),
         "profiles": {name: {key: column(f"{key}.{name}") for key in PER_PROFILE} for name in profiles},

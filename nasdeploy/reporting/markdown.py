@@ -37,5 +37,5 @@ def _environment() -> Environment:
     )
     environment.filters.update(text.FILTERS)
     environment.filters["code"] = text.indent_code
-    environment.filters["verbatim"] = text.Verbatim
+    environment.filters["literal"] = text.literal
     return environment

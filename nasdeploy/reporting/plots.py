@@ -24,7 +24,7 @@ BASELINE_MARKERS = {"random": "x", "uniform": "+"}
 INK, GRID = "#010203", "#040506"
 THEME = {INK: "currentColor", GRID: "var(--line)"}
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # matplotlib's stubs want a literal type for every key
     "svg.fonttype": "none",
     "svg.hashsalt": "nasdeploy",
     "text.parse_math": False,
@@ -60,8 +60,7 @@ def tradeoff_plot(report: Report) -> str | None:
                 _draw_baseline(axes, baseline, i)
         axes.set_xlabel("median latency of one run [ms]")
         axes.set_ylabel("accuracy on the test images [%]")
-        axes.set_xlim(left=0.0)
-        axes.margins(y=0.12)
+        axes.set_xlim(0.0, 1.06 * axes.get_xlim()[1])
         _legend_below(axes)
 
     return _svg("tradeoff", "accuracy over latency of every profile", (5.4, 3.5), draw)
@@ -70,7 +69,7 @@ def tradeoff_plot(report: Report) -> str | None:
 def _draw_profile(axes: Axes, profile: dict[str, Any], i: int) -> None:
     x = profile["latency"]["summary"]["p50_ms"]
     blocks = profile["latency"]["block_p50_ms"]
-    accuracy = profile["accuracy"]
+    accuracy, colour = profile["accuracy"], COLOURS[i % len(COLOURS)]
     y = 100 * accuracy["top1"]
     low, high = (100 * bound for bound in accuracy["interval95"] or (accuracy["top1"],) * 2)
     axes.errorbar(
@@ -78,12 +77,13 @@ def _draw_profile(axes: Axes, profile: dict[str, Any], i: int) -> None:
         [y],
         xerr=[[max(0.0, x - min(blocks))], [max(0.0, max(blocks) - x)]],
         yerr=[[max(0.0, y - low)], [max(0.0, high - y)]],
-        marker=MARKERS[i % len(MARKERS)],
-        color=COLOURS[i % len(COLOURS)],
+        color=colour,
         linestyle="none",
         elinewidth=1.0,
         capsize=2.0,
-        label=profile["name"],
+    )
+    axes.plot(
+        [x], [y], marker=MARKERS[i % len(MARKERS)], color=colour, linestyle="none", label=profile["name"]
     )
 
 
@@ -112,8 +112,8 @@ def history_plot(report: Report, quantity: str) -> str | None:
             colour = COLOURS[i % len(COLOURS)]
             values = [float("nan") if value is None else value for value in row[quantity]]
             axes.plot(history["step"], values, color=colour, linewidth=1.2, label=name)
-            if quantity == "latency" and caps.get(name) is not None:
-                axes.axhline(caps[name], color=colour, linewidth=1.0, linestyle=":")
+            if quantity == "latency" and (cap := caps.get(name)) is not None:
+                axes.axhline(cap, color=colour, linewidth=1.0, linestyle=":")
         axes.set_xlabel("step of the search")
         axes.set_ylabel(labels[quantity])
         axes.set_ylim(bottom=0.0)
@@ -125,7 +125,7 @@ def history_plot(report: Report, quantity: str) -> str | None:
 
 def _mark_warm_up(axes: Axes, history: dict[str, Any]) -> None:
     steps = [
-        step for step, phase in zip(history["step"], history["phase"], strict=True) if phase == "warm-up"
+        step for step, stage in zip(history["step"], history["stage"], strict=True) if stage == "warm-up"
     ]
     if steps and len(steps) < len(history["step"]):
         axes.axvspan(steps[0], steps[-1], color=GRID, alpha=0.5, linewidth=0)
@@ -162,7 +162,7 @@ def table_plot(report: Report) -> str | None:
                 linestyle="none",
                 label=name,
             )
-        end = max(axes.get_xlim()[1], axes.get_ylim()[1])
+        end = float(max(axes.get_xlim()[1], axes.get_ylim()[1]))
         axes.plot([0.0, end], [0.0, end], color=INK, linewidth=0.8, linestyle=":")
         axes.set_xlim(0.0, end)
         axes.set_ylim(0.0, end)
@@ -210,5 +210,4 @@ def _inline(svg: str, name: str, title: str) -> str:
         svg = svg.replace(standing_in, css)
     view_box = re.search(r'viewBox="[^"]*"', svg)
     opening = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view_box[0] if view_box else ""} role="img"'
-    svg = re.sub(r"^<svg[^>]*>", f'{opening} aria-label="{html.escape(title)}">', svg)
-    return svg
+    return re.sub(r"^<svg[^>]*>", f'{opening} aria-label="{html.escape(title)}">', svg)

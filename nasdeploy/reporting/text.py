@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from nasdeploy.profiles import format_quantity
 
-__all__ = ["FILTERS", "Verbatim", "escape_markdown", "indent_code"]
+__all__ = ["FILTERS", "Verbatim", "escape_markdown", "indent_code", "literal"]
 
-DASH = "–"
+DASH = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 METRIC_NAMES = {"latency": "latency", "params": "parameters", "flops": "FLOPs", "file_size": "file size"}
 STATUS_NAMES = {
     "certified": "certified",
@@ -27,6 +29,23 @@ STATUS_HELP = {
     "gate-failed": "the exported file does not compute what the network computes, or a check failed",
     "noisy": "the machine was too busy or unstable to certify a cap",
     "unfinished": "the build has not come to its end for this profile",
+}
+CHECK_HELP = {
+    "onnx_checker": "the file is valid by ONNX's own checker",
+    "shape_inference": "every shape in the file follows from the input's",
+    "opset": "version of the operator set",
+    "foreign_domains": "operators from outside the standard",
+    "batch_norm_nodes": "batch norm layers that were not folded into convolutions",
+    "initializers_among_inputs": "weights that could be overwritten from outside",
+    "external_tensors": "weights outside the file",
+    "machine_paths": "paths of the machine that made the file",
+    "runs_alone": "the file runs in a fresh process without PyTorch",
+    "real_images": "images that the comparison rests on",
+    "output_variation": "how much the outputs depend on the image, relative to their range",
+    "max_difference": "largest difference of an output from the PyTorch network's, relative to their range",
+    "top1_agreement": "share of the images that get the same class as from the PyTorch network",
+    "batch_size_difference": "largest difference between images run together and one by one",
+    "accuracy_drop": "accuracy of the PyTorch network minus that of the file",
 }
 BASELINE_NAMES = {"random": "random network within the caps", "uniform": "uniformly narrowed network"}
 
@@ -55,7 +74,16 @@ def quantity(value: float | None, metric: str) -> str:
     """Return a value in the unit of ``metric``."""
     if value is None:
         return DASH
-    return milliseconds(value) if metric == "latency" else format_quantity(value, metric, digits=4)
+    if metric == "latency":
+        return milliseconds(value)
+    written = format_quantity(value, metric, digits=4)
+    # A space that does not break before the unit of a size; "31.4k" is one word.
+    return re.sub(r"([A-Za-z]+)$", "\N{NO-BREAK SPACE}\\1", written) if metric == "file_size" else written
+
+
+def short_percent(share: float) -> str:
+    """Return a share that a person chose in per cent, without zeros at the end: "15 %"."""
+    return f"{100 * share:.4g} %"
 
 
 def in_unit(value: float | None, unit: str | None, metric: str) -> str:
@@ -91,20 +119,31 @@ def margin(cap: Mapping[str, Any]) -> str:
 
 
 def limit(cap: Mapping[str, Any]) -> str:
-    """Return a cap with what it came to: "15 % of the range (about 0.21 ms)"."""
+    """Return a cap with what it came to: "15 % of the range (about 0.138 ms)"."""
+    written = str(cap["written"])
+    if cap["cap"] is None:
+        return f"{written.removesuffix('%')} % of the range" if written.endswith("%") else written
     if cap["unit"] == "fraction":
         about = f" (about {milliseconds(cap['cap_ms'])})" if cap["cap_ms"] is not None else ""
-        return f"{percent(cap['cap'])} of the range{about}"
-    resolved = DASH if cap["cap"] is None else in_unit(cap["cap"], cap["unit"], cap["metric"])
-    if cap["cap"] is None:
-        return str(cap["written"])
-    return f"{resolved} (written {cap['written']})" if str(cap["written"]).endswith("%") else resolved
+        return f"{short_percent(cap['cap'])} of the range{about}"
+    resolved = in_unit(cap["cap"], cap["unit"], cap["metric"])
+    return f"{resolved} ({written.removesuffix('%')} % of the range)" if written.endswith("%") else resolved
+
+
+def found(cap: Mapping[str, Any]) -> str:
+    """Return what a cap was compared with, where the measured value does not say it already."""
+    parts = []
+    if cap["unit"] == "fraction" and cap["value"] is not None:
+        parts.append(f"at {percent(cap['value'])}")
+    if cap["bound"] is not None:
+        parts.append(f"bound {in_unit(cap['bound'], cap['unit'], cap['metric'])}")
+    return ", ".join(parts)
 
 
 def shape(image_shape: list[int]) -> str:
     """Return (channels, height, width) as people write it."""
     channels, height, width = image_shape
-    return f"{width}×{height} pixels, {channels} channel{'s' if channels != 1 else ''}"
+    return f"{width}{TIMES}{height} pixels, {channels} channel{'s' if channels != 1 else ''}"
 
 
 def metric_name(metric: str) -> str:
@@ -141,6 +180,11 @@ def indent_code(text: str) -> Verbatim:
     return Verbatim("\n".join(f"    {line}" for line in lines))
 
 
+def literal(value: object) -> Verbatim:
+    """Return ``value`` as a literal of a program, on one line."""
+    return Verbatim(json.dumps(value))
+
+
 FILTERS = {
     "percent": percent,
     "signed_percent": signed_percent,
@@ -151,6 +195,7 @@ FILTERS = {
     "number": number,
     "margin": margin,
     "limit": limit,
+    "found": found,
     "shape": shape,
     "metric_name": metric_name,
     "status_name": status_name,

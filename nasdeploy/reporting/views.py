@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nasdeploy.reporting import text
+from nasdeploy.reporting.text import TIMES
 
 __all__ = ["GLOSSARY", "Report", "command_line", "stages", "table_cells", "worst_classes"]
 
@@ -83,7 +84,7 @@ def soft_weights(profile: Mapping[str, Any]) -> list[str]:
         if budget.get("coefficient"):
             reference = budget.get("reference") or "the largest network"
             sentences.append(
-                f"{text.metric_name(metric)} × {budget['coefficient']:g}, relative to {reference}"
+                f"{text.metric_name(metric)} {TIMES} {budget['coefficient']:g}, relative to {reference}"
             )
     return sentences
 
@@ -118,20 +119,20 @@ def _out(group: list[tuple[str, Any]]) -> str | None:
     last = placed[-1]
     if last["kind"] == "classifier":
         return f"{last['out_channels']} classes"
-    return f"{last['out_size']}×{last['out_size']}×{last['out_channels']}"
+    return f"{last['out_size']}{TIMES}{last['out_size']}{TIMES}{last['out_channels']}"
 
 
 def _layer_text(layer: Mapping[str, Any]) -> str:
     stride = f", stride {layer['stride']}" if layer.get("stride", 1) > 1 else ""
     if layer["kind"] == "inverted_residual":
         residual = ", residual" if layer["residual"] else ""
-        return f"{layer['kernel']}×{layer['kernel']} ×{layer['expand']}{stride}{residual}"
+        return f"{layer['kernel']}{TIMES}{layer['kernel']} {TIMES}{layer['expand']}{stride}{residual}"
     texts = {
-        "stem": f"{layer.get('kernel')}×{layer.get('kernel')} conv{stride}",
-        "head": "1×1 conv",
+        "stem": f"{layer.get('kernel')}{TIMES}{layer.get('kernel')} conv{stride}",
+        "head": f"1{TIMES}1 conv",
         "classifier": "pool + linear",
     }
-    return texts.get(layer["kind"], layer["kind"])
+    return texts.get(layer["kind"], str(layer["kind"]))
 
 
 def worst_classes(profile: Mapping[str, Any]) -> list[dict[str, Any]]:

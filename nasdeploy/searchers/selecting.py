@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nasdeploy.costs.table import IntArray
 from nasdeploy.data import Split
@@ -17,7 +18,7 @@ from nasdeploy.optim.surrogate import RidgeSurrogate
 from nasdeploy.searchers.oneshot import to_architectures
 from nasdeploy.spaces.base import Architecture
 from nasdeploy.training.evaluation import loss_and_accuracy
-from nasdeploy.training.recalibration import MIN_IMAGES, recalibrate
+from nasdeploy.training.recalibration import recalibrate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +33,9 @@ class Finalist:
 class FinalistJudge:
     """Evaluates stand-alone copies of supernet architectures, each once for all profiles."""
 
-    def __init__(self, supernet: Supernet, train: Split, valid: Split) -> None:
+    def __init__(self, supernet: Supernet, *, recalibration_images: Tensor, valid: Split) -> None:
         self._supernet = supernet
-        self._train_images = train.images[:MIN_IMAGES]
+        self._recalibration_images = recalibration_images
         self._valid = valid
         self._known: dict[Architecture, Finalist] = {}
 
@@ -42,7 +43,7 @@ class FinalistJudge:
         """Return the finalist of ``architecture``."""
         if architecture not in self._known:
             network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            recalibrate(network, self._train_images)
+            recalibrate(network, self._recalibration_images)
             loss, accuracy = loss_and_accuracy(network, self._valid.images, self._valid.labels)
             self._known[architecture] = Finalist(architecture=architecture, loss=loss, accuracy=accuracy)
         return self._known[architecture]

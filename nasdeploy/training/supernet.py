@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from nasdeploy.networks import Supernet
 from nasdeploy.spaces.base import Architecture
-from nasdeploy.training.losses import distillation_loss, mixed_loss, soft_targets
 from nasdeploy.training.precision import autocast
 
 MAX_GRADIENT_NORM = 5.0  # search.md, "One step", 1
@@ -22,31 +21,24 @@ def train_step(
     *,
     images: Tensor,
     labels: Tensor,
-    largest: Architecture,
-    others: Sequence[Architecture],
+    architectures: Sequence[Architecture],
     label_smoothing: float,
 ) -> Tensor:
-    """Update the shared weights by the sandwich rule (Yu & Huang 2019); return the largest network's loss, detached.
+    """Update the shared weights by the mean gradient of ``architectures``, clipped to norm 5; return their mean loss.
 
-    The largest network learns from the labels; its outputs are the soft targets of the ``others``. The gradient is the
-    mean over all networks, clipped to norm 5. images: (B, C, s, s), 0..255. No value is read back from the device.
+    images: (B, C, s, s), 0..255. The loss stays on the device: no value is read back.
     """
     optimizer.zero_grad(set_to_none=True)
-    share = 1.0 / (1 + len(others))
-    with autocast(images.device):
-        logits = supernet(images, largest)
-    loss = mixed_loss(
-        logits, labels, soft_targets=None, distillation_weight=0.0, label_smoothing=label_smoothing
-    )
-    (share * loss).backward()  # type: ignore[no-untyped-call]
-    targets = soft_targets(logits)
-    for architecture in others:
+    total = torch.zeros((), device=images.device)
+    for architecture in architectures:
         with autocast(images.device):
             logits = supernet(images, architecture)
-        (share * distillation_loss(logits, targets)).backward()  # type: ignore[no-untyped-call]
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing) / len(architectures)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
     nn.utils.clip_grad_norm_(supernet.parameters(), MAX_GRADIENT_NORM)
     optimizer.step()
-    return loss.detach()
+    return total
 
 
 @torch.no_grad()

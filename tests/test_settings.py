@@ -1,0 +1,123 @@
+"""Settings: valid defaults, one line for every mistake, and a fingerprint that sees every field."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import BaseModel, ValidationError
+
+from nasdeploy.errors import ConfigError
+from nasdeploy.profiles.messages import read_model
+from nasdeploy.schemas import load_schema
+from nasdeploy.settings import EXPECTED, BuildSettings, settings_json_schema
+
+
+def read(data: dict[str, Any]) -> BuildSettings:
+    """Return ``data`` as settings, read as a file would be."""
+    return read_model(BuildSettings, data, source="build.toml", expected=EXPECTED)
+
+
+def leaves(model: BaseModel, prefix: str = "") -> list[str]:
+    """Return the dotted keys of all values of ``model``."""
+    keys = []
+    for name, value in model:
+        keys += leaves(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else [prefix + name]
+    return keys
+
+
+def changed(settings: BuildSettings, key: str, value: object) -> BuildSettings:
+    """Return valid settings with another value under the dotted ``key``."""
+    data = settings.model_dump()
+    *parents, name = key.split(".")
+    table = data
+    for parent in parents:
+        table = table[parent]
+    table[name] = value
+    return read(data)
+
+
+def other_value(value: object) -> object:
+    """Return a valid value that is not ``value``."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2
+    return "other"
+
+
+SPECIAL = {
+    "profiles": ("cpu-tight",),
+    "image_size": 32,
+    "augment": "light",
+    "device": "cpu",
+    "threads": 1,
+    "search.estimator": "independent",
+    "retrain.start": "scratch",
+}
+
+
+def test_defaults_are_valid_and_fit_their_schema() -> None:
+    data = BuildSettings().model_dump(mode="json")
+    assert read(data) == BuildSettings()
+    for schema in (load_schema("settings"), settings_json_schema()):
+        Draft202012Validator(schema).validate(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"serach": {}}, 'serach: unknown key; did you mean "search"?'),
+        ({"search": {"num_step": 3}}, 'search.num_step: unknown key; did you mean "num_steps"?'),
+        ({"ema_decay": 0.9}, 'ema_decay: unknown key; did you mean "retrain.ema_decay"?'),
+        ({"search": {"num_steps": 0}}, "search.num_steps = 0: expected a whole number from 1, such as 900"),
+        ({"seed": -1}, "seed = -1: expected a whole number from 0, such as 0"),
+        ({"profiles": []}, 'profiles = []: expected names or paths of profiles, such as ["cpu-tight"]'),
+        ({"retrain": {"start": "zero"}}, 'retrain.start = "zero": expected'),
+        ({"search": {"uniform_share": 1.5}}, "search.uniform_share = 1.5: expected"),
+        ({"measure": {"blocks": 4}}, "measure.blocks = 4: expected"),
+        ({"retrain": {"learning_rate": 0.0}}, "retrain.learning_rate = 0.0: expected"),
+    ],
+)
+def test_a_mistake_is_one_line(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read(data)
+    line = str(refused.value)
+    assert line.startswith("build.toml: ")
+    assert message in line
+    assert "\n" not in line
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        BuildSettings().seed = 3  # type: ignore[misc]
+
+
+def test_fingerprint_sees_every_field() -> None:
+    settings = BuildSettings()
+    values = {key: SPECIAL.get(key) for key in leaves(settings)}
+    for key in values:
+        if key not in SPECIAL:
+            value: Any = settings
+            for name in key.split("."):
+                value = getattr(value, name)
+            values[key] = other_value(value)
+    found = {changed(settings, key, value).fingerprint() for key, value in values.items()}
+    assert len(found | {settings.fingerprint()}) == len(values) + 1
+    assert len(values) > 30
+
+
+def test_fingerprint_is_the_same_in_another_process() -> None:
+    code = "from nasdeploy.settings import BuildSettings; print(BuildSettings().fingerprint())"
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == BuildSettings().fingerprint()
