@@ -40,7 +40,8 @@ def _capped(value: float | None, metric: str, cap: CapResult | None) -> str:
     if (
         cap.unit == "fraction"
     ):  # of the way from the smallest to the largest network, measured beside the file
-        return f"{text} (at {100 * cap.value:.3g}%, cap {100 * cap.cap:.3g}%)"
+        at = "n/a" if cap.value is None else f"{100 * cap.value:.3g}%"
+        return f"{text} (at {at}, cap {100 * cap.cap:.3g}%)"
     return f"{text} (cap {quantity(cap.cap, metric)})"
 
 

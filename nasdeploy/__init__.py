@@ -2,7 +2,7 @@
 
 The public surface. Every name is looked up on first use, so that ``import nasdeploy`` alone loads neither
 torch nor any other library. No name here may also be that of a sub-module, since Python overwrites it when
-that module is imported: the function that searches is ``nasdeploy.pipeline.search``, not offered here.
+that module is imported.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nasdeploy.errors import NasdeployError
-    from nasdeploy.pipeline import BuildResult, BuildSettings, build
+    from nasdeploy.pipeline import BuildResult, BuildSettings, SearchResult, build, search
     from nasdeploy.profiles import HardwareProfile, load_profile
     from nasdeploy.spaces import Architecture, SearchSpace, make_space
 
@@ -21,11 +21,13 @@ __all__ = [
     "BuildSettings",
     "HardwareProfile",
     "NasdeployError",
+    "SearchResult",
     "SearchSpace",
     "__version__",
     "build",
     "load_profile",
     "make_space",
+    "search",
 ]
 
 __version__: str
@@ -36,10 +38,12 @@ _HOMES = {
     "BuildSettings": "nasdeploy.pipeline",
     "HardwareProfile": "nasdeploy.profiles",
     "NasdeployError": "nasdeploy.errors",
+    "SearchResult": "nasdeploy.pipeline",
     "SearchSpace": "nasdeploy.spaces",
     "build": "nasdeploy.pipeline",
     "load_profile": "nasdeploy.profiles",
     "make_space": "nasdeploy.spaces",
+    "search": "nasdeploy.pipeline",
 }
 
 

@@ -16,6 +16,7 @@ A phase is done when its last file is there; that file is written when the phase
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -71,6 +72,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._was_run = False
         self.run = path / "run.json"
         self.config = path / "config.toml"
         self.events = path / "events.jsonl"
@@ -121,8 +123,8 @@ class RunFolder:
     ) -> bool:
         """Make the folder that of a build, or check that it already is; return whether it is resumed.
 
-        settings: written to ``config.toml``. facts: what else ``run.json`` says, asked for once. Raises RunFolderError when the
-        folder holds a build with other settings, or something else.
+        settings: written to ``config.toml``. facts: what else ``run.json`` says, asked for once. Raises
+        RunFolderError when the folder holds a build with other settings, or something else.
         """
         if self.run.exists():
             stored = read_json(self.run, schema="nasdeploy/run/1")
@@ -132,10 +134,11 @@ class RunFolder:
                     "choose another folder with --output-dir, or start over with --no-resume"
                 )
             return True
-        strangers = [child.name for child in sorted(self.path.iterdir()) if child.name != ".lock"]
-        if strangers and set(strangers) - {"latency", "config.toml"}:
+        strangers = [name for name in sorted(os.listdir(self.path)) if not _is_own(name)]
+        if strangers and not self._was_run:
             raise RunFolderError(
-                f"{self.path}: is not empty ({strangers[0]}) and no run of nasdeploy; choose another folder with --output-dir"
+                f"{self.path}: is not empty ({strangers[0]}) and no run of nasdeploy; "
+                "choose another folder with --output-dir"
             )
         write_whole(self.config, tomli_w.dumps(_without_none(settings)).encode())
         run = {"schema": "nasdeploy/run/1", "fingerprint": fingerprint, **facts(), "settings": dict(settings)}
@@ -143,10 +146,13 @@ class RunFolder:
         return False
 
     def discard(self) -> None:
-        """Delete what a build wrote here; files of others stay."""
+        """Delete what a build wrote here; files of others stay, and all of a folder that holds no build."""
+        if not self.run.exists():
+            return
+        self._was_run = True
         for name in ("models", "baselines", "search", "latency", "report"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for file in (self.events, self.config, self.run):
+        for file in (self.run, self.events, self.config):
             file.unlink(missing_ok=True)
 
     def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -200,6 +206,11 @@ class EventLog:
             file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
 
 
+def _is_own(name: str) -> bool:
+    """Whether a file of this name may be left of a first start that was killed."""
+    return name in (".lock", "latency", "config.toml") or (name.startswith(".") and name.endswith(".tmp"))
+
+
 def _difference(stored: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:
     """Return the first key in which two settings differ, with both values."""
     for key in [*stored, *(key for key in here if key not in stored)]:
@@ -209,7 +220,7 @@ def _difference(stored: Mapping[str, Any], here: Mapping[str, Any], prefix: str 
         if isinstance(old, dict) and isinstance(new, dict):
             return _difference(old, new, f"{prefix}{key}.")
         return f"{prefix}{key} = {json.dumps(old)} there, {json.dumps(new)} here"
-    return "the profiles' files changed"
+    return "its profiles or its data have changed since"
 
 
 def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nasdeploy.errors import ConfigError
 from nasdeploy.profiles import DEFAULT_PROFILES
 
 Positive = Annotated[int, Field(ge=1)]
@@ -32,7 +34,7 @@ class SearchSettings(_Settings):
     )
     num_steps: Positive = Field(default=900, description="steps of the shared weights")
     batch_size: Positive = 64
-    learning_rate: Rate = 0.5
+    learning_rate: Rate = 0.1
     weight_decay: NotNegative = 5e-4
     label_smoothing: Share = 0.1
     num_weight_samples: Positive = Field(
@@ -46,7 +48,7 @@ class SearchSettings(_Settings):
     num_loss_samples: Positive = Field(
         default=12, description="architectures evaluated at once, for all profiles"
     )
-    loss_interval: Positive = Field(default=2, description="steps of the weights a step of the distributions")
+    loss_interval: Positive = Field(default=3, description="steps of the weights a step of the distributions")
     loss_batch_size: Positive = Field(default=128, description="validation images that they are evaluated on")
     num_finalists: Positive = Field(
         default=8, description="architectures a profile that are evaluated on the whole validation split"
@@ -59,12 +61,14 @@ class RetrainSettings(_Settings):
     start: Literal["supernet", "scratch"] = Field(
         default="supernet", description="from the supernet's weights, or from random ones"
     )
-    num_steps: Positive = 650
+    num_steps: Positive = 900
     batch_size: Positive = 64
-    learning_rate: Rate = 0.1
+    learning_rate: Rate = 0.2
     weight_decay: NotNegative = 5e-4
     label_smoothing: Share = 0.1
-    distillation_weight: Share = Field(default=0.3, description="weight of the largest network's outputs")
+    distillation_weight: Share = Field(
+        default=0.3, description="of the largest network's outputs at the start; falls to 0"
+    )
     ema_decay: Share = Field(
         default=0.99, description="of the moving average of the weights, which is what ships"
     )
@@ -84,7 +88,7 @@ class BuildSettings(_Settings):
     data: str = Field(default="fashion-mnist", description="name of a data set, image folder or .npz file")
     image_size: Positive | None = Field(default=None, description="resize images to this many pixels")
     augment: Literal["none", "light", "standard"] | None = Field(
-        default=None, description="None: standard for the embedded data, light (no flips) for any other"
+        default=None, description="None: none for the embedded data, light (no flips) for any other"
     )
     space: str = "mobile"
     profiles: tuple[str, ...] = Field(
@@ -119,7 +123,7 @@ class BuildSettings(_Settings):
 
 EXPECTED: dict[str, str] = {
     "search.num_steps": "a whole number from 1, such as 900",
-    "retrain.num_steps": "a whole number from 1, such as 650",
+    "retrain.num_steps": "a whole number from 1, such as 900",
     "seed": "a whole number from 0, such as 0",
     "profiles": 'names or paths of profiles, such as ["cpu-tight"]',
 }
@@ -129,3 +133,14 @@ EXPECTED: dict[str, str] = {
 def settings_json_schema() -> dict[str, Any]:
     """Return the JSON Schema of the settings."""
     return BuildSettings.model_json_schema()
+
+
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of ``text``, such as "90s", "10min" or "1.5h". Raises ConfigError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", text)
+    if match is None or float(match[1]) == 0.0:
+        raise ConfigError(f'--time-budget "{text}": expected a time in s, min or h, such as "10min"')
+    return float(match[1]) * _SECONDS[match[2]]

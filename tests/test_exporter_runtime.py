@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from nasdeploy.errors import UsageError
-from nasdeploy.files import write_whole
 from nasdeploy.exporters.runtime import OnnxClassifier, onnx_accuracy, onnx_predictions
+from nasdeploy.files import write_whole
 
 
 def _node(operator: str, *inputs: str) -> onnx.NodeProto:

@@ -20,11 +20,11 @@ from torch import nn
 from nasdeploy.errors import ConfigError, UsageError
 from nasdeploy.exporters import ExportedModel, exporter_names, make_exporter
 from nasdeploy.exporters.files import documentation, read_model, strip_model
-from nasdeploy.files import write_whole
 from nasdeploy.exporters.graph import folded_weights
 from nasdeploy.exporters.metadata import architecture_hash, model_metadata, read_metadata
 from nasdeploy.exporters.opsets import check_opset, supported_opset
 from nasdeploy.exporters.runtime import OnnxClassifier
+from nasdeploy.files import write_whole
 from nasdeploy.networks import Network, Normalise, build_network
 from nasdeploy.networks.operations import ConvNorm
 from nasdeploy.spaces import Architecture, SearchSpace, make_space

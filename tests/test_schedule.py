@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nasdeploy.errors import ConfigError
-from nasdeploy.pipeline.schedule import parse_duration, planned_phases, scaled
-from nasdeploy.settings import BuildSettings
+from nasdeploy.pipeline.schedule import planned_phases, scaled
+from nasdeploy.settings import BuildSettings, parse_duration
 
 SPEED = 800.0
 """Images per second of the largest network: about two cores of a laptop."""

@@ -18,7 +18,6 @@ from torch import nn
 from nasdeploy.errors import GateError, UsageError
 from nasdeploy.exporters import make_exporter
 from nasdeploy.exporters.files import read_model
-from nasdeploy.files import write_whole
 from nasdeploy.exporters.runtime import OnnxClassifier
 from nasdeploy.exporters.structure import MACHINE_PATH
 from nasdeploy.exporters.verification import (
@@ -31,6 +30,7 @@ from nasdeploy.exporters.verification import (
     verify_export,
     verify_file,
 )
+from nasdeploy.files import write_whole
 from nasdeploy.networks import Network, Normalise, build_network
 from nasdeploy.schemas import load_schema
 from nasdeploy.spaces import make_space

@@ -5,18 +5,21 @@ A percentage lies between the space's smallest (0 %) and largest (100 %) network
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nasdeploy.costs.table import CostTable, FloatArray, IntArray
 from nasdeploy.errors import InfeasibleError
-from nasdeploy.profiles import HardwareProfile, Percent, Quantity, format_quantity
+from nasdeploy.profiles import HardwareProfile, Percent, Quantity, format_quantity, parse_quantity
 from nasdeploy.spaces.base import Architecture, CandidateMask, SearchSpace
 
 NUM_SAMPLES = 4_000
 """Random architectures that stand for the space: its median network, and the search for a feasible one."""
+
+ROUNDING = 1e-13
+"""A relative excess below this is rounding of a sum, as in nasdeploy.optim.objective."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +78,14 @@ def feasibility(profile: HardwareProfile, space: SearchSpace, tables: Mapping[st
     """Return, for each metric in ``tables``, what the space costs on ``profile`` and whether the caps can be met."""
     mask = space.candidate_mask(profile.runtime.channel_multiple)
     limits = resolve_limits(profile, space, tables)
-    choices = _representatives(space, mask)
+    choices = _representatives(space, mask, [table.cheapest(mask) for table in tables.values()])
     costs = {metric: table.of(choices) for metric, table in tables.items()}
     rows = tuple(
         _row(metric, costs[metric], tables[metric], mask, limits, space) for metric in profile_metrics(tables)
     )
     within = np.logical_and.reduce(
-        [costs[m] <= cap for m, cap in limits.caps.items()] or [np.ones(len(choices), bool)]
+        [costs[m] <= cap * (1.0 + ROUNDING) for m, cap in limits.caps.items()]
+        or [np.ones(len(choices), bool)]
     )
     feasible = bool(within.any()) and all(row.satisfiable for row in rows)
     return Feasibility(
@@ -104,8 +108,8 @@ def _row(
     metric: str, costs: FloatArray, table: CostTable, mask: CandidateMask, limits: Limits, space: SearchSpace
 ) -> FeasibilityRow:
     cap = limits.caps.get(metric)
-    lowest = min(table.minimum(mask), float(costs.min()))
-    satisfiable = cap is None or lowest <= cap
+    lowest = table.minimum(mask)
+    satisfiable = cap is None or lowest <= cap * (1.0 + ROUNDING)
     return FeasibilityRow(
         metric=metric,
         smallest=_cost(table, space.smallest(mask)),
@@ -123,7 +127,7 @@ def _message(profile: str, rows: tuple[FeasibilityRow, ...], feasible: bool) -> 
         return f"{profile}: every cap can be met"
     broken = [
         f"budget.{row.metric}.max = {format_quantity(row.cap or 0.0, row.metric)} is below the cheapest network of the "
-        f"space; the nearest cap that can be met is {format_quantity(row.nearest or 0.0, row.metric)}"
+        f"space; the nearest cap that can be met is {_at_least(row.nearest or 0.0, row.metric)}"
         for row in rows
         if not row.satisfiable
     ]
@@ -133,13 +137,22 @@ def _message(profile: str, rows: tuple[FeasibilityRow, ...], feasible: bool) -> 
     )
 
 
-def _representatives(space: SearchSpace, mask: CandidateMask) -> IntArray:
-    """Return random allowed architectures (n, D), behind the smallest and the largest."""
+def _representatives(
+    space: SearchSpace, mask: CandidateMask, cheapest: Sequence[tuple[int, ...]]
+) -> IntArray:
+    """Return random allowed architectures (n, D), behind the smallest, the largest and the ``cheapest`` ones."""
     rng = np.random.default_rng(0)
     columns = [rng.choice(np.flatnonzero(row), size=NUM_SAMPLES) for row in mask]
-    ends = np.array([space.smallest(mask).choices, space.largest(mask).choices])
+    ends = np.array([space.smallest(mask).choices, space.largest(mask).choices, *cheapest])
     choices: IntArray = np.concatenate([ends, np.stack(columns, axis=1)])
     return choices
+
+
+def _at_least(value: float, metric: str) -> str:
+    """Return ``value`` in four digits, or in all of them where rounding would fall below it."""
+    text = format_quantity(value, metric)
+    enough = parse_quantity(text, metric=metric, key=metric) >= value
+    return text if enough else format_quantity(value, metric, digits=None)
 
 
 def _absolute(limit: Quantity | Percent, smallest: float, largest: float) -> float:

@@ -45,6 +45,10 @@ class Factor:
             )
 
 
+_Eliminated = tuple[int, tuple[int, ...], npt.NDArray[np.intp]]
+"""A decision, those that its best candidate depends on, and that candidate for each combination of them."""
+
+
 @dataclass(frozen=True, eq=False)
 class CostTable:
     """A cost as ``constant`` plus the sum of ``factors``, in the unit of its metric."""
@@ -66,14 +70,28 @@ class CostTable:
 
         The work grows with the widest table met on the way: small wherever a layer sees only its neighbours.
         """
+        return self._eliminate(mask)[0]
+
+    def cheapest(self, mask: CandidateMask) -> tuple[int, ...]:
+        """Return the choices (D,) of an allowed architecture of the least cost; decisions without cost stand first."""
+        allowed = [np.flatnonzero(row) for row in mask]
+        position = dict.fromkeys(range(len(mask)), 0)  # among the allowed candidates
+        for decision, neighbours, best in reversed(self._eliminate(mask)[1]):
+            position[decision] = int(best[tuple(position[d] for d in neighbours)])
+        return tuple(int(row[position[d]]) for d, row in enumerate(allowed))
+
+    def _eliminate(self, mask: CandidateMask) -> tuple[float, list[_Eliminated]]:
+        """Return the least cost and, in order, what was eliminated."""
         tables = [(f.decisions, f.values[np.ix_(*(mask[d] for d in f.decisions))]) for f in self.factors]
+        eliminated: list[_Eliminated] = []
         while left := {d for decisions, _ in tables for d in decisions}:
             # the decision with the fewest neighbours first, so that the joint tables stay small
             chosen = min(left, key=lambda d: len(set().union(*(ds for ds, _ in tables if d in ds))))
             joint = _joint([entry for entry in tables if chosen in entry[0]], last=chosen)
             rest = [entry for entry in tables if chosen not in entry[0]]
+            eliminated.append((chosen, joint[0][:-1], joint[1].argmin(axis=-1)))
             tables = [*rest, (joint[0][:-1], joint[1].min(axis=-1))]
-        return self.constant + float(sum(values for _, values in tables))
+        return self.constant + float(sum(values for _, values in tables)), eliminated
 
     def scaled(self, intercept: float, slope: float) -> CostTable:
         """Return the table of ``intercept + slope * cost``."""

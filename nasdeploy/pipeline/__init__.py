@@ -209,7 +209,7 @@ def _open(
         folder.discard()
     resumed = folder.claim(
         settings=settings.model_dump(mode="json"),
-        fingerprint=settings.fingerprint(),
+        fingerprint=job.fingerprint(),
         facts=lambda: _facts(job),
     )
     stored = read_json(folder.run)

@@ -24,7 +24,14 @@ from nasdeploy.pipeline.context import Job, dataset_facts, package_versions, tor
 from nasdeploy.pipeline.models import Builder, training_facts
 from nasdeploy.pipeline.schedule import training_speed
 from nasdeploy.pipeline.searching import searched
-from nasdeploy.pipeline.selecting import SAFETY, Selection, Selector, latency_factor, stored_architecture, tighten
+from nasdeploy.pipeline.selecting import (
+    SAFETY,
+    Selection,
+    Selector,
+    latency_factor,
+    stored_architecture,
+    tighten,
+)
 from nasdeploy.pipeline.tables import ProfileCosts, profile_costs, require_counts_feasible
 from nasdeploy.reporting import write_checksums, write_model_card, write_report
 from nasdeploy.runs import ModelFolder, read_json
@@ -134,7 +141,11 @@ def _finish_pending(job: Job, costs: Mapping[str, ProfileCosts], given_up: set[s
         violated = [cap for cap in caps if cap.status == "violated"]
         last = _is_last_attempt(folder, profile.name, given_up)
         if violated and not last:
-            factor = {cap.metric: SAFETY * cap.cap / cap.value for cap in violated if cap.metric != "latency" and cap.value}
+            factor = {
+                cap.metric: SAFETY * cap.cap / cap.value
+                for cap in violated
+                if cap.metric != "latency" and cap.value
+            }
             if check is not None and check.status == "violated":
                 factor["latency"] = latency_factor(one, check)
             broken[profile.name] = factor

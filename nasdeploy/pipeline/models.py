@@ -104,19 +104,19 @@ class Builder:
                 "images_per_second": settings.num_steps * settings.batch_size / seconds,
             },
         }
-        return network.cpu().to(memory_format=torch.contiguous_format), facts  # type: ignore[call-overload]
+        return network.cpu().to(memory_format=torch.contiguous_format), facts
 
     def _start(self, architecture: Architecture) -> nn.Module:
         if self._job.settings.retrain.start == "supernet":
             return self._inherited(architecture)
         generator = self._job.generator("retrain/weights")
         network = build_network(self._job.space, architecture, self._job.normalise(), generator)
-        return network.to(self._job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return network.to(self._job.device).to(memory_format=torch.channels_last)
 
     def _inherited(self, architecture: Architecture) -> nn.Module:
-        network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)
         recalibrate(network, self._job.recalibration_images)
-        return network  # type: ignore[no-any-return]
+        return network
 
     def _shared_teacher(self) -> Teacher:
         if self._teacher is None:

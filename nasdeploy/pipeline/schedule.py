@@ -5,17 +5,15 @@ The unit of work is one training image of the space's largest network, forward a
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from nasdeploy.errors import ConfigError
 from nasdeploy.networks import build_network
 from nasdeploy.pipeline.context import Job
-from nasdeploy.settings import BuildSettings
+from nasdeploy.settings import BuildSettings, parse_duration
 from nasdeploy.training.schedules import make_optimizer
 
 # Measured on the default space: a forward pass costs about a sixth of a step, a sampled network half of the largest.
@@ -27,8 +25,6 @@ EXPORT_SECONDS = 3.0
 CERTIFY_SECONDS = 8.0
 MIN_SCALE = 0.02
 
-_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedPhase:
@@ -36,14 +32,6 @@ class PlannedPhase:
 
     name: str
     seconds: float
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds of ``text``, such as "90s", "10min" or "1.5h". Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", text)
-    if match is None or float(match[1]) == 0.0:
-        raise ConfigError(f'--time-budget "{text}": expected a time in s, min or h, such as "10min"')
-    return float(match[1]) * _SECONDS[match[2]]
 
 
 def planned_phases(
@@ -105,7 +93,7 @@ def scaled(settings: BuildSettings, *, num_runtimes: int, images_per_second: flo
 def training_speed(job: Job, *, num_steps: int = 8) -> float:
     """Return the images per second of plain training of the largest network, by the median step."""
     network = build_network(job.space, job.space.largest(), job.normalise()).to(job.device)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, weight_decay=0.0)
     batch_size = job.settings.retrain.batch_size
     batches = job.batches(job.train, purpose="speed", batch_size=batch_size, augment=True)

@@ -49,7 +49,7 @@ def make_objective(costs: ProfileCosts, *, tightened: Mapping[str, float] | None
 def make_supernet(job: Job) -> Supernet:
     """Return the untrained supernet on the training device."""
     supernet = Supernet(job.space, job.normalise(), job.generator("supernet")).to(job.device)
-    return supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return supernet.to(memory_format=torch.channels_last)
 
 
 def make_optimizer(job: Job, costs: Mapping[str, ProfileCosts]) -> PooledOptimizer:

@@ -54,9 +54,7 @@ class Selector:
         self._job = job
         self._costs = costs
         self._optimizer = optimizer
-        self._judge = FinalistJudge(
-            supernet, recalibration_images=job.recalibration_images, valid=job.valid
-        )
+        self._judge = FinalistJudge(supernet, recalibration_images=job.recalibration_images, valid=job.valid)
         self._surrogate = fit_surrogate(optimizer)
 
     def select(self, pending: Sequence[Selection]) -> set[str]:

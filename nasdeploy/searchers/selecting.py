@@ -1,4 +1,4 @@
-"""From distributions to the network that ships: finalists evaluated on the whole validation split. [search.md, Hard caps]"""
+"""From distributions to what ships: finalists on the whole validation split. [search.md, Hard caps]"""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FinalistJudge:
     def judge(self, architecture: Architecture) -> Finalist:
         """Return the finalist of ``architecture``."""
         if architecture not in self._known:
-            network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)
             recalibrate(network, self._recalibration_images)
             loss, accuracy = loss_and_accuracy(network, self._valid.images, self._valid.labels)
             self._known[architecture] = Finalist(architecture=architecture, loss=loss, accuracy=accuracy)

@@ -14,7 +14,7 @@ def predict(network: nn.Module, images: Tensor, *, batch_size: int = 250) -> Ten
     """Return the logits (N, num_classes), float32, of images (N, C, s, s), uint8 or float, 0..255."""
     network.eval()
     logits = []
-    for chunk in images.split(batch_size):
+    for chunk in torch.split(images, batch_size):
         with autocast(chunk.device):
             logits.append(network(chunk.float().contiguous(memory_format=torch.channels_last)).float())
     return torch.cat(logits)

@@ -11,7 +11,7 @@ from nasdeploy.errors import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the training device for ``auto``, ``cpu`` or ``cuda``. Raises ConfigError where there is no such device."""
+    """Return the training device: ``auto``, ``cpu`` or ``cuda``. Raises ConfigError where there is none such."""
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {name}: expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -24,7 +24,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def default_threads() -> int:
-    """Return the number of cores this process may use: more threads than free cores make training several times slower."""
+    """Return the cores that this process may use: more threads than cores make training several times slower."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -12,7 +12,7 @@ MIN_IMAGES = 1_000  # search.md, "Supernet practice"
 
 @torch.no_grad()
 def recalibrate(network: nn.Module, images: Tensor, *, batch_size: int = 250) -> None:
-    """Reset the batch norms of ``network`` and set them to the plain average over ``images`` (N, C, s, s), uint8 or float.
+    """Set the statistics of the batch norms to the plain average over ``images`` (N, C, s, s), uint8 or float.
 
     The network is left in evaluation mode. Recalibrate a copy (``Supernet.extract`` gives one), never the supernet.
     """
@@ -22,7 +22,7 @@ def recalibrate(network: nn.Module, images: Tensor, *, batch_size: int = 250) ->
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
     network.train()
-    for chunk in images.split(batch_size):
+    for chunk in torch.split(images, batch_size):
         with autocast(chunk.device):
             network(chunk.float().contiguous(memory_format=torch.channels_last))
     for norm, momentum in zip(norms, momenta, strict=True):

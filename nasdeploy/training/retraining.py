@@ -49,12 +49,14 @@ def retrain(
 ) -> nn.Module:
     """Train ``network`` for ``settings.num_steps`` batches; return the moving average of it, in evaluation mode.
 
+    The weight of the teacher falls linearly to zero: a supernet's largest network is soon worse than its pupil.
     The average covers the batch-norm statistics too (Izmailov et al. 2018 recompute them; with a decay they follow).
     """
     network.train()
     optimizer = make_optimizer(network, weight_decay=settings.weight_decay)
     schedule = one_cycle(optimizer, learning_rate=settings.learning_rate, num_steps=settings.num_steps)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(_decay(settings)), use_buffers=True)
+    ema = get_ema_multi_avg_fn(_decay(settings))  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, multi_avg_fn=ema, use_buffers=True)
     for step in range(settings.num_steps):
         images, labels = next(batches)
         targets = teacher.targets(step, images) if teacher is not None else None
@@ -65,7 +67,7 @@ def retrain(
             logits,
             labels,
             soft_targets=targets,
-            distillation_weight=settings.distillation_weight,
+            distillation_weight=settings.distillation_weight * (1.0 - step / settings.num_steps),
             label_smoothing=settings.label_smoothing,
         )
         loss.backward()  # type: ignore[no-untyped-call]

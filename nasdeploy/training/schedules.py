@@ -24,6 +24,11 @@ def one_cycle(optimizer: torch.optim.Optimizer, *, learning_rate: float, num_ste
         optimizer,
         max_lr=learning_rate,
         total_steps=max(num_steps, 2),
-        pct_start=WARM_UP_SHARE,
+        pct_start=_warm_up_share(num_steps),
         cycle_momentum=False,
     )
+
+
+def _warm_up_share(num_steps: int) -> float:
+    """Return the share of the warm-up; torch divides by its number of steps less one, which may not be 0."""
+    return 0.5 if num_steps * WARM_UP_SHARE == 1.0 else WARM_UP_SHARE
