@@ -86,6 +86,7 @@ class Builder:
             "versions": {"nasdeploy": "0.1.0", "torch": "2.7.0", "onnxruntime": "1.22.0"},
             "machine": MACHINE,
             "threads": 2,
+            "steps": {"search": 400, "retrain": 700},
             "device": "cpu",
             "dataset": dataset,
             "space": {
@@ -626,7 +627,7 @@ def test_a_damaged_file_is_named(builder: Builder, content: str) -> None:
         ("events.jsonl", "{\n"),
         ("events.jsonl", "3\n"),
         ("search/history.csv", "step,phase\n0\n"),
-        ("search/history.csv", "step,phase\n0,search\n"),
+        ("search/history.csv", "step,stage\n0,search\n"),
         ("search/history.csv", "step,phase\nx,search\n"),
         ("models/cpu-tight/SHA256SUMS", "nonsense\n"),
     ],

@@ -87,7 +87,7 @@ def test_work_of_retraining_by_hand() -> None:
         p.name: p.seconds for p in planned_phases(BuildSettings(), num_runtimes=1, images_per_second=100.0)
     }
     # 3 networks of half the largest one's work, and one forward pass of the largest for all of them
-    images = 650 * 64
+    images = BuildSettings().retrain.num_steps * 64
     assert phases["retrain"] == pytest.approx(images * (3 * 0.5 + 1 / 6) / 100.0)
 
 
@@ -97,5 +97,5 @@ def test_baselines_are_two_more_networks_a_profile() -> None:
         phases = planned_phases(settings, num_runtimes=1, images_per_second=100.0)
         return next(phase.seconds for phase in phases if phase.name == "retrain")
 
-    images = 650 * 64
+    images = BuildSettings().retrain.num_steps * 64
     assert retraining(True) - retraining(False) == pytest.approx(6 * 0.5 * images / 100.0)

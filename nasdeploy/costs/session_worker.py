@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import sys
 import time
+from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -117,7 +117,7 @@ def runs_per_turn(plan: Plan, run_ms: float) -> int:
     return max(1, int(np.ceil(min(wanted, affordable) / plan.rounds)))
 
 
-def measure_in_turns(runs: Sequence[Run], plan: Plan, clocks: Clocks, rng: random.Random) -> list[Times]:
+def measure_in_turns(runs: Sequence[Run], plan: Plan, clocks: Clocks, rng: Random) -> list[Times]:
     """Warm every model up, then measure them in rounds of random order; return the times of each.
 
     A model that has used up its ``max_seconds`` (a rival came) sits out the rounds that are left.
@@ -284,7 +284,7 @@ def carry_out(request: dict[str, Any]) -> dict[str, Any]:
         [run for run, _ in started],
         Plan(**request["plan"]),
         SYSTEM_CLOCKS,
-        random.Random(request["seed"]),
+        Random(request["seed"]),
     )
     models = {name: {**statistics(times[m]), **started[m][1]} for m, name in enumerate(request["models"])}
     return {

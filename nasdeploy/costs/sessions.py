@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from nasdeploy.costs import session_worker
@@ -39,7 +39,7 @@ def run_block(
     Raises ConfigError for a model that cannot be loaded, NoisyMeasurementError when the process does not end
     in time, NasdeployError when it dies.
     """
-    order = random.Random(seed).sample(sorted(models), len(models))
+    order = Random(seed).sample(sorted(models), len(models))
     request = {
         "schema": session_worker.REQUEST_SCHEMA,
         "models": {name: str(Path(models[name]).resolve()) for name in order},

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nasdeploy import __version__
 from nasdeploy.costs.counting import counting_tables
 from nasdeploy.costs.sessions import check_runtime_available
 from nasdeploy.costs.table import CostTable
@@ -36,7 +37,7 @@ from nasdeploy.training.recalibration import MIN_IMAGES
 AUGMENTATION = {"fashion-mnist": "none"}
 """In the few epochs of the default schedule every augmentation costs accuracy there (1 to 4 points)."""
 
-_VERSIONED = ("nasdeploy", "torch", "torchvision", "onnx", "onnxruntime", "fvcore", "numpy")
+_VERSIONED = ("torch", "torchvision", "onnx", "onnxruntime", "fvcore", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,9 +187,7 @@ def torch_environment(job: Job) -> Iterator[None]:
 
 def package_versions() -> dict[str, str]:
     """Return the versions that results depend on."""
-    import nasdeploy
-
-    return {name: nasdeploy.__version__ if name == "nasdeploy" else version(name) for name in _VERSIONED}
+    return {"nasdeploy": __version__, **{name: version(name) for name in _VERSIONED}}
 
 
 def default_folder(settings: BuildSettings) -> Path:
