@@ -320,3 +320,12 @@ def test_a_file_that_is_no_model_is_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"broken\.onnx: onnxruntime cannot load it") as caught:
         run_block({"broken": path}, Runtime(), plan=plan, seed=0)
     assert "\n" not in str(caught.value)
+
+
+def test_peak_memory_is_that_of_the_measuring_process_alone(tmp_path: Path) -> None:
+    ballast = np.ones(300_000_000 // 8)  # of the parent
+    model = tmp_path / "reference.onnx"
+    write_reference_model(model)
+    measured = measure_models({"reference": model}, Runtime(), blocks=1, min_runs=10, min_seconds=0.0)
+    assert 10e6 < (measured["reference"].peak_memory_bytes or 11e6) < 250e6
+    assert ballast.sum() > 0.0

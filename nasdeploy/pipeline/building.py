@@ -147,7 +147,7 @@ def _finish_pending(job: Job, costs: Mapping[str, ProfileCosts], given_up: set[s
                 if cap.metric != "latency" and cap.value
             }
             if check is not None and check.status == "violated":
-                factor["latency"] = latency_factor(one, check)
+                factor["latency"] = min(SAFETY, latency_factor(one, check))
             broken[profile.name] = factor
         else:
             write_json(folder.metrics, _metrics(job, profile.name, values, caps))
