@@ -106,6 +106,10 @@ class RunFolder:
             raise RunFolderError(
                 f"--output-dir {self.path}: cannot be made ({error.strerror}); expected a folder that can be written"
             ) from error
+        if not os.access(self.path, os.W_OK):
+            raise RunFolderError(
+                f"--output-dir {self.path}: cannot be written to; expected a folder that can"
+            )
         lock = filelock.FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -184,6 +188,7 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        _drop_cut_off_line(path)
 
     def start(self, phase: str, total: int | None = None) -> None:
         """Write that ``phase`` began."""
@@ -206,9 +211,19 @@ class EventLog:
             file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
 
 
+def _drop_cut_off_line(path: Path) -> None:
+    """Cut what a killed process left of its last line, so that the next one stands alone."""
+    if path.exists():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            write_whole(path, content[: content.rfind(b"\n") + 1])
+
+
 def _is_own(name: str) -> bool:
     """Whether a file of this name may be left of a first start that was killed."""
-    return name in (".lock", "latency", "config.toml") or (name.startswith(".") and name.endswith(".tmp"))
+    return name in (".lock", "latency", "config.toml", "events.jsonl") or (
+        name.startswith(".") and name.endswith(".tmp")
+    )
 
 
 def _difference(stored: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:

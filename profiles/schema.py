@@ -24,7 +24,7 @@ engine = "onnxruntime"
 provider = "CPUExecutionProvider" # an ONNX Runtime execution provider; no fallback to another
 threads = 1
 batch_size = 1 # latency is that of one run, a whole batch
-precision = "fp32" # fp32, fp16, int8
+precision = "fp32" # the only one exported yet
 channel_multiple = 8 # the search takes only channel counts that are multiples of this
 opset = 18 # 18 or more
 

@@ -185,3 +185,14 @@ def test_the_exact_least_cost_is_a_cap_that_can_be_met() -> None:
     least = float(len(SPACE.decisions))
     assert check(tables, latency={"max": f"{least}ms"}).rows[0].satisfiable
     assert check(tables, latency={"max": f"{least}ms"}).feasible
+
+
+def test_caps_that_cannot_be_met_together_name_the_nearest_network() -> None:
+    # what is cheap in one metric is dear in the other
+    rising = tuple(Factor((d,), np.arange(float(count))) for d, count in enumerate(SPACE.num_candidates()))
+    falling = tuple(Factor(f.decisions, f.values[::-1].copy()) for f in rising)
+    tables = {"params": CostTable(rising, 1.0), "flops": CostTable(falling, 1.0)}
+    found = check(tables, params={"max": 3}, flops={"max": 3})
+    assert all(row.satisfiable for row in found.rows)
+    assert not found.feasible
+    assert re.search(r"meets all; the nearest has params \d+ \(max 3\), flops \d+ \(max 3\)", found.message)

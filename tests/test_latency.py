@@ -329,3 +329,14 @@ def test_peak_memory_is_that_of_the_measuring_process_alone(tmp_path: Path) -> N
     measured = measure_models({"reference": model}, Runtime(), blocks=1, min_runs=10, min_seconds=0.0)
     assert 10e6 < (measured["reference"].peak_memory_bytes or 11e6) < 250e6
     assert ballast.sum() > 0.0
+
+
+def test_a_slow_model_is_run_often_enough_for_a_median() -> None:
+    plan = session_worker.Plan(rounds=5, min_runs=50, min_seconds=0.0, max_seconds=0.25)
+    assert session_worker.runs_per_turn(plan, 1e3) * plan.rounds >= 5
+
+
+def test_beside_an_accelerator_only_wall_time_counts() -> None:
+    clocks = session_worker.clocks_of("CUDAExecutionProvider")
+    assert clocks.cpu_ns is clocks.wall_ns
+    assert session_worker.clocks_of("CPUExecutionProvider").cpu_ns is not clocks.wall_ns

@@ -388,3 +388,12 @@ def test_unknown_devices_are_refused(name: str) -> None:
 def test_the_cpu_is_always_there() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_recalibration_weighs_every_image_alike_whatever_their_number() -> None:
+    norm = nn.BatchNorm2d(1)
+    images = torch.zeros(251, 1, 2, 2)
+    images[-1] = 100.0
+    recalibrate(norm, images, batch_size=250)
+    assert norm.running_mean is not None
+    assert float(norm.running_mean) == pytest.approx(100.0 / 251, rel=0.01)

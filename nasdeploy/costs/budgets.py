@@ -83,14 +83,30 @@ def feasibility(profile: HardwareProfile, space: SearchSpace, tables: Mapping[st
     rows = tuple(
         _row(metric, costs[metric], tables[metric], mask, limits, space) for metric in profile_metrics(tables)
     )
-    within = np.logical_and.reduce(
-        [costs[m] <= cap * (1.0 + ROUNDING) for m, cap in limits.caps.items()]
-        or [np.ones(len(choices), bool)]
-    )
-    feasible = bool(within.any()) and all(row.satisfiable for row in rows)
-    return Feasibility(
-        profile=profile.name, rows=rows, feasible=feasible, message=_message(profile.name, rows, feasible)
-    )
+    excess = _excess(limits.caps, costs, len(choices))
+    feasible = bool((excess == 0.0).any()) and all(row.satisfiable for row in rows)
+    closest = {metric: float(costs[metric][excess.argmin()]) for metric in limits.caps}
+    message = _message(profile.name, rows, limits.caps, closest, feasible=feasible)
+    return Feasibility(profile=profile.name, rows=rows, feasible=feasible, message=message)
+
+
+def can_be_met(
+    caps: Mapping[str, float], profile: HardwareProfile, space: SearchSpace, tables: Mapping[str, CostTable]
+) -> bool:
+    """Return whether an architecture within all ``caps`` was found."""
+    mask = space.candidate_mask(profile.runtime.channel_multiple)
+    choices = _representatives(space, mask, [table.cheapest(mask) for table in tables.values()])
+    costs = {metric: tables[metric].of(choices) for metric in caps}
+    return bool((_excess(caps, costs, len(choices)) == 0.0).any())
+
+
+def _excess(caps: Mapping[str, float], costs: Mapping[str, FloatArray], count: int) -> FloatArray:
+    """Return by how much each of n architectures breaks the caps, Σ_m max(0, R_m/B_m - 1): (n,)."""
+    excess = np.zeros(count)
+    for metric, cap in caps.items():
+        over = costs[metric] / cap - 1.0
+        excess += np.where(over > ROUNDING, over, 0.0)
+    return excess
 
 
 def require_feasible(found: Feasibility) -> None:
@@ -122,7 +138,14 @@ def _row(
     )
 
 
-def _message(profile: str, rows: tuple[FeasibilityRow, ...], feasible: bool) -> str:
+def _message(
+    profile: str,
+    rows: tuple[FeasibilityRow, ...],
+    caps: Mapping[str, float],
+    closest: Mapping[str, float],
+    *,
+    feasible: bool,
+) -> str:
     if feasible:
         return f"{profile}: every cap can be met"
     broken = [
@@ -131,10 +154,13 @@ def _message(profile: str, rows: tuple[FeasibilityRow, ...], feasible: bool) -> 
         for row in rows
         if not row.satisfiable
     ]
-    return f"{profile}: " + (
-        "; ".join(broken)
-        or "each cap can be met alone, but no network was found that meets all of them together"
+    if broken:
+        return f"{profile}: {'; '.join(broken)}"
+    nearest = ", ".join(
+        f"{metric} {_at_least(value, metric)} (max {format_quantity(caps[metric], metric)})"
+        for metric, value in closest.items()
     )
+    return f"{profile}: each cap can be met alone, but no network was found that meets all; the nearest has {nearest}"
 
 
 def _representatives(

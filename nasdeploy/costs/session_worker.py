@@ -32,6 +32,7 @@ WARM_UP_MAX_GROUPS = 20
 SETTLING_RUNS = 2
 # The fewest independent runs that bound a percentile at 95 % confidence: 1 - 0.9**29 and so on.
 RUNS_FOR_PERCENTILE = {50: 5, 90: 29, 95: 59, 99: 299}
+MIN_RUNS = RUNS_FOR_PERCENTILE[50]
 
 if TYPE_CHECKING:  # subscripting these classes fails before Python 3.9
     from collections.abc import Callable, Sequence
@@ -57,6 +58,13 @@ class Plan(NamedTuple):
     min_runs: int
     min_seconds: float
     max_seconds: float
+
+
+def clocks_of(provider: str) -> Clocks:
+    """Return the clocks of a provider: beside an accelerator the thread only waits, so only wall time counts."""
+    if provider == "CPUExecutionProvider":
+        return SYSTEM_CLOCKS
+    return Clocks(SYSTEM_CLOCKS.wall_ns, SYSTEM_CLOCKS.wall_ns)
 
 
 class Times(NamedTuple):
@@ -114,20 +122,21 @@ def runs_per_turn(plan: Plan, run_ms: float) -> int:
     run_ms = max(run_ms, 1e-6)
     wanted = max(plan.min_runs, plan.min_seconds * 1e3 / run_ms)
     affordable = plan.max_seconds * 1e3 / run_ms
-    return max(1, int(np.ceil(min(wanted, affordable) / plan.rounds)))
+    return max(1, int(np.ceil(max(min(wanted, affordable), MIN_RUNS) / plan.rounds)))
 
 
 def measure_in_turns(runs: Sequence[Run], plan: Plan, clocks: Clocks, rng: Random) -> list[Times]:
     """Warm every model up, then measure them in rounds of random order; return the times of each.
 
-    A model that has used up its ``max_seconds`` (a rival came) sits out the rounds that are left.
+    A model that has used up its ``max_seconds`` (a rival came) sits out the rounds that are left, unless it has
+    too few runs for a median.
     """
     counts = [runs_per_turn(plan, warm_up(run, clocks, plan.max_seconds)) for run in runs]
     parts: list[list[Times]] = [[] for _ in runs]
     spent_ms = [0.0] * len(runs)
     for _ in range(plan.rounds):
         for m in rng.sample(range(len(runs)), len(runs)):
-            if spent_ms[m] < 1e3 * plan.max_seconds:
+            if spent_ms[m] < 1e3 * plan.max_seconds or sum(len(p.wall_ms) for p in parts[m]) < MIN_RUNS:
                 time_runs(runs[m], SETTLING_RUNS, clocks)
                 parts[m].append(time_runs(runs[m], counts[m], clocks))
                 spent_ms[m] += float(parts[m][-1].wall_ms.sum())
@@ -292,7 +301,7 @@ def carry_out(request: dict[str, Any]) -> dict[str, Any]:
     times = measure_in_turns(
         [run for run, _ in started],
         Plan(**request["plan"]),
-        SYSTEM_CLOCKS,
+        clocks_of(request["provider"]),
         Random(request["seed"]),
     )
     models = {name: {**statistics(times[m]), **started[m][1]} for m, name in enumerate(request["models"])}

@@ -137,4 +137,7 @@ def _class_names(path: Path, arrays: Arrays, train: LabelledImages) -> list[str]
         raise DataError(
             f"{path}: 'class_names' is {names.dtype} of shape {names.shape}; expected strings, one a class"
         )
-    return [str(name) for name in names.astype(np.str_)]
+    try:
+        return [str(name) for name in names.astype(np.str_)]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: 'class_names' are bytes that are not ASCII; expected strings") from error

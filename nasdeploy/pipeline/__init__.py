@@ -11,11 +11,10 @@ from typing import Any
 from nasdeploy.costs.budgets import Feasibility, FeasibilityRow, feasibility
 from nasdeploy.costs.counting import counting_tables
 from nasdeploy.costs.file_size import file_size_table
-from nasdeploy.costs.sessions import check_runtime_available
 from nasdeploy.exporters.verification import Verification
 from nasdeploy.pipeline.building import BuildResult, ProfileResult, identity, run_build
 from nasdeploy.pipeline.certifying import CapResult
-from nasdeploy.pipeline.context import Job, default_folder, prepare, torch_environment
+from nasdeploy.pipeline.context import Job, check_buildable, default_folder, prepare, torch_environment
 from nasdeploy.pipeline.schedule import PlannedPhase, planned_phases, scaled, training_speed
 from nasdeploy.pipeline.searching import searched
 from nasdeploy.pipeline.selecting import Selection, Selector
@@ -52,6 +51,10 @@ __all__ = [
     "search",
     "verify_run",
 ]
+
+
+METADATA_BYTES = 2_048
+"""Of a file whose data set is not known yet: its class names and the like are a part of the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,12 +179,12 @@ def check_profile(
 
     Raises ConfigError where the profile's runtime is not on this machine.
     """
-    check_runtime_available(profile.runtime)
+    check_buildable(profile)
     made = make_space(space, image_shape, num_classes)
     tables = {
         **counting_tables(made),
         "latency": quick_latency_table(made, profile.runtime),
-        "file_size": file_size_table(made, opset=profile.runtime.opset),
+        "file_size": file_size_table(made, opset=profile.runtime.opset, metadata_bytes=METADATA_BYTES),
     }
     return feasibility(profile, made, tables)
 

@@ -28,7 +28,8 @@ from nasdeploy.pipeline.selecting import (
     SAFETY,
     Selection,
     Selector,
-    latency_factor,
+    architecture_hash_of,
+    latency_room,
     stored_architecture,
     tighten,
 )
@@ -116,7 +117,7 @@ def _build_pending(job: Job, costs: Mapping[str, ProfileCosts], builder: Builder
     if fresh:
         selector.select(fresh)
     for profile in job.profiles:
-        if not job.folder.model(profile.name).metrics.exists():
+        if not _is_finished(job.folder.model(profile.name)):
             builder.build(profile)
 
 
@@ -126,7 +127,7 @@ def _finish_pending(job: Job, costs: Mapping[str, ProfileCosts], given_up: set[s
     Returns the profiles that broke a cap, without figures, to be selected again: a few times at most, and not those
     that were given up.
     """
-    pending = [p for p in job.profiles if not job.folder.model(p.name).metrics.exists()]
+    pending = [p for p in job.profiles if not _is_finished(job.folder.model(p.name))]
     if not pending:
         return {}
     job.observer.start("certify", len(pending))
@@ -141,18 +142,31 @@ def _finish_pending(job: Job, costs: Mapping[str, ProfileCosts], given_up: set[s
         violated = [cap for cap in caps if cap.status == "violated"]
         last = _is_last_attempt(folder, profile.name, given_up)
         if violated and not last:
-            factor = {
+            room = {
                 cap.metric: SAFETY * cap.cap / cap.value
                 for cap in violated
                 if cap.metric != "latency" and cap.value
             }
             if check is not None and check.status == "violated":
-                factor["latency"] = min(SAFETY, latency_factor(one, check))
-            broken[profile.name] = factor
+                one.remember(architecture_hash_of(job, profile.name), check)
+                room["latency"] = min(SAFETY, latency_room(one, check))
+            broken[profile.name] = room
         else:
             write_json(folder.metrics, _metrics(job, profile.name, values, caps))
     job.observer.finish("certify", {})
     return broken
+
+
+def _is_finished(folder: ModelFolder) -> bool:
+    """Return whether a profile's figures stand: of this very file, and not of a machine too noisy to certify it."""
+    if not folder.metrics.exists() or not folder.model.exists():
+        return False
+    stored = read_json(folder.metrics, schema=METRICS_SCHEMA)
+    return bool(stored["status"] != "noisy" and stored["sha256"] == _sha256(folder.model))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _is_last_attempt(folder: ModelFolder, name: str, given_up: set[str]) -> bool:
@@ -161,21 +175,21 @@ def _is_last_attempt(folder: ModelFolder, name: str, given_up: set[str]) -> bool
 
 
 _Broken = dict[str, float]
-"""By metric, the factor that its cap is tightened by."""
+"""By metric, what is allowed over what the exported file has, less a safety margin."""
 
 
-def _next_selection(job: Job, costs: Mapping[str, ProfileCosts], name: str, factors: _Broken) -> Selection:
+def _next_selection(job: Job, costs: Mapping[str, ProfileCosts], name: str, rooms: _Broken) -> Selection:
     """Return what is to be selected instead of a network whose file broke a cap."""
     stored = read_json(job.folder.model(name).architecture)
-    job.observer.note(f"{name}: the exported file broke a cap ({', '.join(factors)}); selecting again")
+    job.observer.note(f"{name}: the exported file broke a cap ({', '.join(rooms)}); selecting again")
     selection = Selection(
         costs=costs[name],
         k=list(costs).index(name),
         tightened=dict(stored["tightened"]),
         attempt=stored["attempt"] + 1,
     )
-    for metric, factor in factors.items():
-        tighten(selection, metric, factor)
+    for metric, room in rooms.items():
+        tighten(selection, metric, room=room, predicted=stored["predicted"][metric])
     return selection
 
 
@@ -204,7 +218,7 @@ def _metrics(job: Job, name: str, values: Mapping[str, float], caps: Sequence[Ca
         "retraining": training["retraining"],
         "exporter": job.settings.exporter,
         "opset": next(p.runtime.opset for p in job.profiles if p.name == name),
-        "sha256": hashlib.sha256(folder.model.read_bytes()).hexdigest(),
+        "sha256": _sha256(folder.model),
     }
 
 
@@ -253,11 +267,17 @@ def profile_result(job: Job, name: str) -> ProfileResult:
     )
 
 
+def _command() -> list[str]:
+    """Return the command line without the path of the program, which says something of this machine only."""
+    program = Path(sys.argv[0]).name
+    return ["nasdeploy" if program in ("nasdeploy", "__main__.py") else program, *sys.argv[1:]]
+
+
 def identity(job: Job) -> dict[str, Any]:
     """Return what ``run.json`` says beside the settings."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": ["nasdeploy", *sys.argv[1:]],
+        "command": _command(),
         "versions": package_versions(),
         "machine": machine_fingerprint(),
         "threads": job.threads,

@@ -11,6 +11,7 @@ from typing import Literal
 
 from nasdeploy.costs.certification import CapCheck, check_cap, check_percent_cap
 from nasdeploy.costs.latency import ModelLatency, measure_models
+from nasdeploy.costs.session_worker import RUNS_FOR_PERCENTILE
 from nasdeploy.pipeline.context import Job
 from nasdeploy.pipeline.tables import ProfileCosts, write_untrained
 from nasdeploy.profiles import HardwareProfile, Percent, Runtime, format_quantity
@@ -73,11 +74,17 @@ def _measure_group(
             files,
             runtime,
             blocks=settings.blocks,
-            min_runs=effort * settings.min_runs,
+            min_runs=max(effort * settings.min_runs, settings.blocks * _runs_for_caps(profiles)),
             min_seconds=effort * settings.min_seconds,
             seed=job.settings.seed,
         )
     return {profile.name: (times[profile.name], _check(profile, times)) for profile in profiles}
+
+
+def _runs_for_caps(profiles: Sequence[HardwareProfile]) -> int:
+    """Return the runs a block that the percentiles of the latency caps need, with a tenth to spare."""
+    percentiles = [p.budget.latency.percentile for p in profiles if p.budget.latency is not None]
+    return max((round(1.1 * RUNS_FOR_PERCENTILE[q]) for q in percentiles), default=1)
 
 
 def _anchors(job: Job, runtime: Runtime, folder: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from nasdeploy import __version__
 from nasdeploy.costs.counting import counting_tables
+from nasdeploy.costs.machine import machine_fingerprint
 from nasdeploy.costs.sessions import check_runtime_available
 from nasdeploy.costs.table import CostTable
 from nasdeploy.data import Dataset, TrainingBatches, load_dataset, make_augmentation, training_batches
@@ -31,7 +33,7 @@ from nasdeploy.runs import RunFolder
 from nasdeploy.settings import BuildSettings, parse_duration
 from nasdeploy.spaces import SearchSpace, make_space
 from nasdeploy.training.memory import keep_freed_memory
-from nasdeploy.training.precision import default_threads, resolve_device
+from nasdeploy.training.precision import resolve_device
 from nasdeploy.training.recalibration import MIN_IMAGES
 
 AUGMENTATION = {"fashion-mnist": "none"}
@@ -117,15 +119,21 @@ class Job:
         return self.settings.augment or AUGMENTATION.get(self.settings.data, "light")
 
 
-def prepare(settings: BuildSettings, *, folder: RunFolder, observer: Observer) -> Job:
+def prepare(
+    settings: BuildSettings,
+    *,
+    folder: RunFolder,
+    observer: Observer,
+    profiles: tuple[HardwareProfile, ...] | None = None,
+) -> Job:
     """Load and check everything that a build needs, before anything is written.
 
-    Raises ConfigError or DataError.
+    profiles: those of a stored run; None: those that the settings name. Raises ConfigError or DataError.
     """
     make_exporter(settings.exporter)
     if settings.time_budget is not None:
         parse_duration(settings.time_budget)
-    profiles = _profiles(settings)
+    profiles = profiles or _profiles(settings)
     _check_borrowed(settings, profiles)
     device = resolve_device(settings.device)
     dataset = load_dataset(settings.data, image_size=settings.image_size, seed=settings.seed)
@@ -150,14 +158,26 @@ def _profiles(settings: BuildSettings) -> tuple[HardwareProfile, ...]:
                 f"--profile {source}: is called '{profile.name}', like {seen[profile.name]}; expected different names"
             )
         seen[profile.name] = source
-        check_runtime_available(profile.runtime)
-        check_opset(profile.runtime.opset)
-        if profile.runtime.precision != "fp32":
-            raise ConfigError(
-                f"{source}: runtime.precision = '{profile.runtime.precision}': this version exports fp32 only; "
-                "expected 'fp32'"
-            )
+        check_buildable(profile)
     return profiles
+
+
+def check_buildable(profile: HardwareProfile) -> None:
+    """Raise ConfigError where no file for ``profile`` can be made or measured here."""
+    check_runtime_available(profile.runtime)
+    check_opset(profile.runtime.opset)
+    if profile.runtime.precision != "fp32":
+        raise ConfigError(
+            f"{profile.name}: runtime.precision = '{profile.runtime.precision}': this version exports fp32 only; "
+            "expected 'fp32'"
+        )
+
+
+def default_threads() -> int:
+    """Return the cores that this process may use: more threads than cores make training several times slower."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = machine_fingerprint()["cpu_quota"]
+    return cores if not isinstance(quota, int | float) else max(1, min(cores, int(quota)))
 
 
 def _check_borrowed(settings: BuildSettings, profiles: tuple[HardwareProfile, ...]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nasdeploy.errors import ConfigError
 from nasdeploy.exporters import make_exporter
 from nasdeploy.exporters.verification import Verification, VerifyLimits, verify_export
 from nasdeploy.files import write_json
@@ -65,7 +67,7 @@ class Builder:
 
     def trained(self, name: str, architecture: Architecture, folder: ModelFolder) -> nn.Module:
         """Return the trained network on the CPU, in evaluation mode: from the run folder, or trained now."""
-        if folder.training.exists():
+        if folder.training.exists() and folder.weights.exists():
             network: nn.Module = build_network(self._job.space, architecture, self._job.normalise())
             network.load_state_dict(self._job.folder.load_tensors(folder.weights))
             return network.eval()
@@ -83,7 +85,10 @@ class Builder:
 
         def report(step: int, loss: Tensor) -> None:
             if step % 10 == 0:  # reading a value waits for the device
-                job.observer.advance(phase, step, {"loss": round(float(loss), 4)})
+                value = float(loss)
+                job.observer.advance(
+                    phase, step, {"loss": round(value, 4) if math.isfinite(value) else "not finite"}
+                )
 
         network = retrain(
             self._start(architecture),
@@ -93,6 +98,11 @@ class Builder:
             report=report,
         )
         loss, accuracy = loss_and_accuracy(network, job.valid.images, job.valid.labels)
+        if not math.isfinite(loss):
+            raise ConfigError(
+                f"retrain.learning_rate = {settings.learning_rate}: the training of {name} diverged (its loss is not "
+                "finite); expected a lower rate, such as 0.05"
+            )
         seconds = time.perf_counter() - started
         job.observer.finish(phase, {"seconds": round(seconds, 1), "validation accuracy": round(accuracy, 4)})
         facts = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nasdeploy.files import write_json, write_whole
 from nasdeploy.networks import Supernet
@@ -23,19 +25,18 @@ from nasdeploy.searchers.oneshot import SearchStep, run_search, to_architectures
 RESULT_SCHEMA = "nasdeploy/search/1"
 STATE_SCHEMA = "nasdeploy/search-state/1"
 SHOWN_METRICS = ("latency", "flops", "params")
+HEADER = ("step", "stage", "seconds", "loss")
+LOSS_INTERVAL = 10
 
 
 def make_objective(costs: ProfileCosts, *, tightened: Mapping[str, float] | None = None) -> Objective:
     """Return the objective of a profile.
 
-    Its latency cap keeps the margin that the table needs: 90 % of unseen networks are predicted within it. tightened:
-    factors on caps, after a measurement broke one.
+    Its latency cap keeps the margin that the table needs. tightened: factors on caps, after a measurement broke one.
     """
     caps = dict(costs.limits.caps)
     if "latency" in caps:
-        margin = 1.0 / (1.0 + costs.latency.accuracy.quantile90)
-        lowest = costs.tables["latency"].minimum(costs.mask)
-        caps["latency"] = max(min(lowest, caps["latency"]), caps["latency"] * margin)
+        caps["latency"] *= costs.latency_margin
     for metric, factor in (tightened or {}).items():
         caps[metric] *= factor
     return Objective(
@@ -65,7 +66,9 @@ def make_optimizer(job: Job, costs: Mapping[str, ProfileCosts]) -> PooledOptimiz
 def searched(job: Job, costs: Mapping[str, ProfileCosts]) -> tuple[Supernet, PooledOptimizer]:
     """Return the trained supernet and the distributions: from the run folder, or searched now and stored there."""
     supernet, optimizer = make_supernet(job), make_optimizer(job, costs)
-    if job.folder.search_result.exists():
+    if all(
+        path.exists() for path in (job.folder.search_result, job.folder.supernet, job.folder.search_state)
+    ):
         supernet.load_state_dict(job.folder.load_tensors(job.folder.supernet))
         optimizer.load_state_dict(read_json(job.folder.search_state, schema=STATE_SCHEMA)["optimizer"])
     else:
@@ -131,6 +134,7 @@ class _History:
         self.names = names
         self._optimizer = optimizer
         self._rows: list[dict[str, Value]] = []
+        self._losses: list[Tensor] = []  # on the device: reading one waits for it
         self._ess: list[tuple[float, ...]] = []
 
     def add(self, step: SearchStep, seconds: float) -> dict[str, Value]:
@@ -139,8 +143,11 @@ class _History:
             "step": step.step,
             "stage": "warm-up" if diagnostics is None else "search",
             "seconds": round(seconds, 3),
-            "loss": round(float(step.loss), 6),
         }
+        self._losses.append(step.loss)
+        if step.step % LOSS_INTERVAL == 0:
+            loss = float(step.loss)
+            row["loss"] = round(loss, 6) if math.isfinite(loss) else "not finite"
         if diagnostics is not None:
             self._ess.append(diagnostics.ess)
         for k, name in enumerate(self.names):
@@ -157,7 +164,11 @@ class _History:
 
     def to_csv(self) -> str:
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self._rows[0]), lineterminator="\n")
+        losses = torch.stack(self._losses).tolist()
+        rows = [{**row, "loss": round(loss, 6)} for row, loss in zip(self._rows, losses, strict=True)]
+        writer = csv.DictWriter(
+            text, fieldnames=[*HEADER, *(k for k in rows[0] if k not in HEADER)], lineterminator="\n"
+        )
         writer.writeheader()
-        writer.writerows(self._rows)
+        writer.writerows(rows)
         return text.getvalue()

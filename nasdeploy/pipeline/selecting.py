@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,7 @@ class Selector:
             measured = self._measure(unknown)
             for name, check in measured.items():
                 costs, architecture = unknown[name]
-                costs.probes[self._hash(architecture)] = asdict(check)
-                costs.save()
+                costs.remember(self._hash(architecture), check)
             known |= measured
         return known
 
@@ -145,10 +144,11 @@ class Selector:
         """
         if check is None or check.bound is None or check.num_blocks < MIN_BLOCKS:
             return True
-        factor = latency_factor(selection.costs, check)
-        if factor >= 1.0:
+        room = latency_room(selection.costs, check)
+        if room >= 1.0:
             return True
-        tighten(selection, "latency", factor)
+        predicted = _one(selection.costs.tables["latency"], np.array([_chosen(selection).choices]))
+        tighten(selection, "latency", room=room, predicted=predicted)
         return False
 
     def _hash(self, architecture: Architecture) -> str:
@@ -175,29 +175,37 @@ class Selector:
                 "validation": {"loss": finalist.loss, "accuracy": finalist.accuracy},
                 "objective": selection.objective,
                 "num_candidates": selection.num_candidates,
-                "num_evaluated": self._job.settings.search.num_finalists,
+                "num_evaluated": min(self._job.settings.search.num_finalists, selection.num_candidates),
                 "attempt": selection.attempt,
                 "tightened": selection.tightened,
             },
         )
 
 
-def tighten(selection: Selection, metric: str, factor: float) -> None:
-    """Multiply the cap on ``metric`` that selection uses by ``factor``."""
-    selection.tightened[metric] = selection.tightened.get(metric, 1.0) * factor
+def tighten(selection: Selection, metric: str, *, room: float, predicted: float) -> None:
+    """Tighten the cap on a predicted cost so far that a network with a measurement like this one is left out.
 
-
-def latency_factor(costs: ProfileCosts, check: CapCheck) -> float:
-    """Return the factor that brings the cap on predicted latency below what ``check`` measured.
-
-    It is 1 or more where the largest block held the cap with the safety margin.
+    room: what is allowed over what was measured, below 1. predicted: of the network that was measured, so that a
+    table which is wrong by some factor is corrected by it.
     """
+    cap = make_objective(selection.costs).caps[metric]
+    factor = room * predicted / cap
+    selection.tightened[metric] = min(selection.tightened.get(metric, 1.0), factor)
+
+
+def latency_room(costs: ProfileCosts, check: CapCheck) -> float:
+    """Return the allowed latency over that of the largest block, less a safety margin; 1 or more is accepted."""
     assert check.bound is not None
     if check.unit == "ms":
         return SAFETY * check.cap / check.bound
     low, high = costs.latency.smallest_ms, costs.latency.largest_ms
     allowed, found = low + check.cap * (high - low), low + check.bound * (high - low)
     return SAFETY * allowed / found
+
+
+def architecture_hash_of(job: Job, profile: str) -> str:
+    """Return the hash of the architecture selected for ``profile``."""
+    return str(read_json(job.folder.model(profile).architecture, schema=SCHEMA)["hash"])
 
 
 def stored_architecture(job: Job, profile: str) -> Architecture:
@@ -209,10 +217,6 @@ def stored_architecture(job: Job, profile: str) -> Architecture:
 def _chosen(selection: Selection) -> Architecture:
     assert selection.finalist is not None
     return selection.finalist.architecture
-
-
-def _factors(tightened: Mapping[str, float]) -> str:
-    return ", ".join(f"{metric} x {factor:.3f}" for metric, factor in tightened.items()) or "none"
 
 
 def _one(table: CostTable, choices: Any) -> float:

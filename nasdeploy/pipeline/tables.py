@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nasdeploy.costs.budgets import Feasibility, Limits, feasibility, resolve_limits
+from nasdeploy.costs.budgets import Feasibility, Limits, can_be_met, feasibility, resolve_limits
+from nasdeploy.costs.certification import CapCheck
 from nasdeploy.costs.counting import counting_tables
 from nasdeploy.costs.file_size import file_size_table
 from nasdeploy.costs.graphs import network_graph, random_weights, serialise
@@ -31,15 +32,25 @@ SCHEMA = "nasdeploy/profile-latency/1"
 
 @dataclass(kw_only=True)
 class ProfileCosts:
-    """What a profile knows of the space. ``probes``: networks that were measured whole, by architecture hash."""
+    """What a profile knows of the space.
+
+    latency_margin: factor on the latency cap, so that 90 % of the networks that the table calls feasible are; 1 where
+    nothing would be left. probes: networks that were measured whole, by architecture hash.
+    """
 
     profile: HardwareProfile
     latency: LatencyTable
     tables: Mapping[str, CostTable]
     limits: Limits
+    latency_margin: float
     mask: CandidateMask
     path: Path
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def remember(self, architecture: str, check: CapCheck) -> None:
+        """Store what was measured of an architecture, by its hash; a later selection does not measure it again."""
+        self.probes[architecture] = asdict(check)
+        self.save()
 
     def save(self) -> None:
         """Write the table with its probes."""
@@ -98,11 +109,13 @@ def _costs_of(
         latency = _measured_table(job, profile.runtime, measured)
     measured[_key(profile.runtime)] = latency
     tables = {**exact_tables(job, profile), "latency": latency.cost_table(job.space)}
+    limits = resolve_limits(profile, job.space, tables)
     costs = ProfileCosts(
         profile=profile,
         latency=latency,
         tables=tables,
-        limits=resolve_limits(profile, job.space, tables),
+        limits=limits,
+        latency_margin=_latency_margin(job, profile, latency, limits, tables),
         mask=job.space.candidate_mask(profile.runtime.channel_multiple),
         path=path,
         probes=probes,
@@ -110,6 +123,16 @@ def _costs_of(
     if not path.exists():
         costs.save()
     return costs
+
+
+def _latency_margin(
+    job: Job, profile: HardwareProfile, latency: LatencyTable, limits: Limits, tables: Mapping[str, CostTable]
+) -> float:
+    margin = 1.0 / (1.0 + latency.accuracy.quantile90)
+    if "latency" not in limits.caps:
+        return margin
+    caps = {**limits.caps, "latency": limits.caps["latency"] * margin}
+    return margin if can_be_met(caps, profile, job.space, tables) else 1.0
 
 
 def _measured_table(
@@ -146,7 +169,10 @@ def _borrow_tables(job: Job) -> None:
     for profile in job.profiles:
         source, target = other.latency(profile.name), job.folder.latency(profile.name)
         if not target.exists():
-            write_json(target, read_json(source, schema=SCHEMA))
+            stored = read_json(source, schema=SCHEMA)
+            table = LatencyTable.from_json(stored["table"])
+            table.check_matches(job.space, profile.runtime, machine=machine_fingerprint())
+            write_json(target, stored)
 
 
 def _metadata_bytes(job: Job, profile: HardwareProfile) -> int:

@@ -10,6 +10,7 @@ from nasdeploy.networks import build_network
 from nasdeploy.pipeline.context import prepare
 from nasdeploy.pipeline.models import PARITY_IMAGES, parity_images
 from nasdeploy.pipeline.selecting import stored_architecture
+from nasdeploy.profiles import HardwareProfile
 from nasdeploy.progress import Observer, Silent
 from nasdeploy.runs import RunFolder, read_json
 from nasdeploy.settings import BuildSettings
@@ -23,7 +24,10 @@ def verify_run(run_dir: str | Path, observer: Observer | None = None) -> dict[st
     folder = RunFolder(Path(run_dir))
     stored = read_json(folder.run, schema="nasdeploy/run/1")
     job = prepare(
-        BuildSettings.model_validate(stored["settings"]), folder=folder, observer=observer or Silent()
+        BuildSettings.model_validate(stored["settings"]),
+        folder=folder,
+        observer=observer or Silent(),
+        profiles=tuple(HardwareProfile.from_dict(data) for data in stored["profiles"].values()),
     )
     found = job.dataset.fingerprint()
     if found != stored["dataset"]["fingerprint"]:
@@ -35,7 +39,7 @@ def verify_run(run_dir: str | Path, observer: Observer | None = None) -> dict[st
     for profile in job.profiles:
         model = folder.model(profile.name)
         if not model.model.exists():
-            continue
+            raise RunFolderError(f"{model.model}: not found; nasdeploy build into the same folder makes it")
         network = build_network(job.space, stored_architecture(job, profile.name), job.normalise())
         network.load_state_dict(folder.load_tensors(model.weights))
         images = parity_images(job)
@@ -46,6 +50,4 @@ def verify_run(run_dir: str | Path, observer: Observer | None = None) -> dict[st
             limits=VerifyLimits(min_images=min(PARITY_IMAGES, len(images))),
             opset=profile.runtime.opset,
         )
-    if not results:
-        raise RunFolderError(f"{folder.path}: has no exported file yet; nasdeploy build makes them")
     return results

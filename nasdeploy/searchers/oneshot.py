@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nasdeploy.costs.table import IntArray
 from nasdeploy.data import TrainingBatches
+from nasdeploy.errors import ConfigError
 from nasdeploy.networks import Supernet
 from nasdeploy.optim.pooled import Diagnostics, PooledOptimizer
 from nasdeploy.settings import SearchSettings
@@ -81,6 +82,11 @@ def _move_distributions(
     choices = optimizer.ask(n, rng)
     images, labels = next(valid)
     losses = architecture_losses(supernet, to_architectures(choices), images, labels)
+    if not np.isfinite(losses).all():
+        raise ConfigError(
+            "search.learning_rate: the training of the shared weights diverged (a loss is not finite); "
+            "expected a lower rate, such as 0.05"
+        )
     optimizer.tell(choices, np.array(losses, dtype=np.float64))
 
 

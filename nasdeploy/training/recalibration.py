@@ -22,7 +22,8 @@ def recalibrate(network: nn.Module, images: Tensor, *, batch_size: int = 250) ->
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
     network.train()
-    for chunk in torch.split(images, batch_size):
+    num_chunks = -(-len(images) // batch_size)
+    for chunk in torch.tensor_split(images, num_chunks):  # equal sizes: the average weighs each chunk alike
         with autocast(chunk.device):
             network(chunk.float().contiguous(memory_format=torch.channels_last))
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -19,6 +19,10 @@ ReportStep = Callable[[int, Tensor], None]
 """Called after every step with the number of steps done and the loss, still on the device."""
 
 
+MAX_KEPT_TARGETS = 50_000_000
+"""200 MB: 5 million images of 10 classes. What comes later in a longer schedule is computed for every profile."""
+
+
 class Teacher:
     """The soft targets of one network for a fixed sequence of batches.
 
@@ -29,14 +33,19 @@ class Teacher:
     def __init__(self, network: nn.Module) -> None:
         self._network = network.eval()
         self._targets: list[Tensor] = []
+        self._num_kept = 0
 
     @torch.no_grad()
     def targets(self, step: int, images: Tensor) -> Tensor:
         """Return the probabilities (B, N) for the batch of ``step``; steps come in order the first time."""
-        if step == len(self._targets):
-            with autocast(images.device):
-                self._targets.append(soft_targets(self._network(images)))
-        return self._targets[step]
+        if step < len(self._targets):
+            return self._targets[step]
+        with autocast(images.device):
+            targets = soft_targets(self._network(images))
+        if step == len(self._targets) and self._num_kept + targets.numel() <= MAX_KEPT_TARGETS:
+            self._targets.append(targets)
+            self._num_kept += targets.numel()
+        return targets
 
 
 def retrain(
