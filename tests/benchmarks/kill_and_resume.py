@@ -1,0 +1,79 @@
+"""Kill a small build at random moments, repeat the command, compare the files: python tests/benchmarks/kill_and_resume.py
+
+Every killed build gets SIGKILL once, at a random share of the time of an undisturbed one, and then the same command.
+All use the latency tables of the first, as ``--latency-from`` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SETTINGS = [
+    *("--set", "search.num_steps=60", "--set", "search.num_finalists=3", "--set", "retrain.num_steps=60"),
+    *("--set", "measure.min_seconds=0.2", "-p", "cpu-middle", "-p", "cpu-roomy", "-q"),
+]
+FILES = ("model.onnx", "weights.safetensors", "architecture.json")
+
+
+def _command(folder: Path, borrowed: Path | None) -> list[str]:
+    borrow = ["--latency-from", str(borrowed)] if borrowed else []
+    return [sys.executable, "-m", "nasdeploy", "build", "-o", str(folder), *SETTINGS, *borrow]
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    profiles = sorted(path.name for path in (folder / "models").iterdir())
+    return {f"{p}/{file}": (folder / "models" / p / file).read_bytes() for p in profiles for file in FILES}
+
+
+def _killed_after(seconds: float, command: list[str]) -> None:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    differing = 0
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        subprocess.run(_command(root / "first", None), check=True, stdout=subprocess.DEVNULL)
+        started = time.perf_counter()
+        subprocess.run(_command(root / "second", root / "first"), check=True, stdout=subprocess.DEVNULL)
+        whole = time.perf_counter() - started
+        expected = _contents(root / "second")
+        for kill in range(arguments.kills):
+            folder = root / f"killed{kill}"
+            moment = rng.uniform(0.05, 1.0) * whole
+            command = _command(folder, root / "first")
+            _killed_after(moment, command)
+            code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+            wrong = (
+                [] if code else [file for file, data in _contents(folder).items() if data != expected[file]]
+            )
+            differing += bool(code or wrong)
+            print(
+                f"killed after {moment:5.1f} of {whole:.1f} s: exit {code}, {wrong or 'the same files'}",
+                flush=True,
+            )
+    print(f"{arguments.kills - differing} of {arguments.kills} builds ended with the same files")
+    return min(differing, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
