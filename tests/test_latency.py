@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from nasdeploy.costs import session_worker
-from nasdeploy.costs.certification import check_cap, check_percent_cap, is_unstable
+from nasdeploy.costs.certification import check_cap, check_percent_cap, is_astride, is_unstable
 from nasdeploy.costs.latency import (
     BlockStats,
     Conditions,
@@ -215,6 +215,13 @@ def test_cap_is_decided_by_the_largest_block(cap_ms: float, status: str) -> None
     assert check.status == status
     assert (check.estimate, check.bound) == (1.02, 1.05)
     assert bool(check.reason) == (status == "undecided")
+
+
+def test_only_undisturbed_blocks_on_both_sides_of_a_cap_speak_against_the_network() -> None:
+    spread = (1.0, 1.01, 1.02, 1.04, 1.05)
+    assert [is_astride(check_cap(quiet(*spread), cap)) for cap in (1.0, 1.03, 1.06)] == [False, True, False]
+    contended = latency(*map(block, spread[:4]), block(1.05, cpu_ms=0.9))
+    assert not is_astride(check_cap(contended, 1.03))
 
 
 def test_cap_is_not_certified_from_contended_blocks() -> None:

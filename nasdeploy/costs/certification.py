@@ -13,7 +13,15 @@ import numpy as np
 
 from nasdeploy.costs.latency import BlockStats, ModelLatency
 
-__all__ = ["MIN_BLOCKS", "UNSTABLE_SPREAD", "CapCheck", "check_cap", "check_percent_cap", "is_unstable"]
+__all__ = [
+    "MIN_BLOCKS",
+    "UNSTABLE_SPREAD",
+    "CapCheck",
+    "check_cap",
+    "check_percent_cap",
+    "is_astride",
+    "is_unstable",
+]
 
 MIN_BLOCKS = 5
 UNSTABLE_SPREAD = 0.05
@@ -80,6 +88,11 @@ def check_percent_cap(
             "that of the largest"
         )
     return _decide(ratios, cap_fraction, unit="fraction", percentile=percentile, reason=reason)
+
+
+def is_astride(check: CapCheck) -> bool:
+    """Whether enough undisturbed blocks were measured, and lie on both sides of the cap."""
+    return check.status == "undecided" and check.num_blocks >= MIN_BLOCKS
 
 
 def is_unstable(reference: ModelLatency) -> bool:

@@ -135,6 +135,7 @@ class _History:
         self._optimizer = optimizer
         self._rows: list[dict[str, Value]] = []
         self._losses: list[Tensor] = []  # on the device: reading one waits for it
+        self._shown_loss: Value = ""
         self._ess: list[tuple[float, ...]] = []
 
     def add(self, step: SearchStep, seconds: float) -> dict[str, Value]:
@@ -145,9 +146,10 @@ class _History:
             "seconds": round(seconds, 3),
         }
         self._losses.append(step.loss)
-        if step.step % LOSS_INTERVAL == 0:
+        if step.step % LOSS_INTERVAL == 1:
             loss = float(step.loss)
-            row["loss"] = round(loss, 6) if math.isfinite(loss) else "not finite"
+            self._shown_loss = round(loss, 6) if math.isfinite(loss) else "not finite"
+        row["loss"] = self._shown_loss
         if diagnostics is not None:
             self._ess.append(diagnostics.ess)
         for k, name in enumerate(self.names):
