@@ -114,6 +114,10 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout as error:
+            if not (self.path / ".lock").exists():  # the library waits for a file that cannot be made, too
+                raise RunFolderError(
+                    f"--output-dir {self.path}: cannot be written to; expected a folder that can"
+                ) from error
             raise RunFolderError(
                 f"{self.path}: another build is running here; wait for it, or choose another folder with --output-dir"
             ) from error

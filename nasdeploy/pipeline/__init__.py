@@ -121,7 +121,7 @@ def search(
                 if not job.folder.model(name).architecture.exists()
             ]
             if fresh:
-                Selector(job, costs, supernet, optimizer).select(fresh)
+                Selector(job, supernet, optimizer).select(fresh)
         return _search_result(job)
 
 

@@ -105,7 +105,7 @@ def _search_and_prepare(job: Job) -> tuple[dict[str, ProfileCosts], Builder, Sel
         speed = training_speed(job)
         job.observer.note(f"the largest network trains at {speed:.0f} images/s here ({job.threads} threads)")
     supernet, optimizer = searched(job, costs)
-    return costs, Builder(job, supernet), Selector(job, costs, supernet, optimizer)
+    return costs, Builder(job, supernet), Selector(job, supernet, optimizer)
 
 
 def _build_pending(job: Job, costs: Mapping[str, ProfileCosts], builder: Builder, selector: Selector) -> None:

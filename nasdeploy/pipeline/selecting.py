@@ -48,11 +48,8 @@ class Selection:
 class Selector:
     """Chooses architectures from a finished search; evaluations are shared by all profiles and attempts."""
 
-    def __init__(
-        self, job: Job, costs: Mapping[str, ProfileCosts], supernet: Supernet, optimizer: PooledOptimizer
-    ) -> None:
+    def __init__(self, job: Job, supernet: Supernet, optimizer: PooledOptimizer) -> None:
         self._job = job
-        self._costs = costs
         self._optimizer = optimizer
         self._judge = FinalistJudge(supernet, recalibration_images=job.recalibration_images, valid=job.valid)
         self._surrogate = fit_surrogate(optimizer)
