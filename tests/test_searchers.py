@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nasdeploy.checkpoints import load_checkpoint, save_checkpoint
 from nasdeploy.costs.table import CostTable, tabulate
 from nasdeploy.data import Split, TrainingBatches, make_augmentation, training_batches
 from nasdeploy.networks import Normalise, Supernet
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
-from nasdeploy.searchers.oneshot import SearchStep, run_search, to_architectures
+from nasdeploy.searchers.adapting import NUM_LOSS_STEPS, adapt, uncovered
+from nasdeploy.searchers.oneshot import OneShotSearch, SearchStep, to_architectures
 from nasdeploy.searchers.selecting import (
     Finalist,
     FinalistJudge,
@@ -105,7 +108,14 @@ class Search:
 
     supernet: Supernet
     optimizer: PooledOptimizer
+    loop: OneShotSearch
     steps: Iterator[SearchStep]
+
+
+def steps_of(loop: OneShotSearch) -> Iterator[SearchStep]:
+    """Yield the steps that are left."""
+    while loop.num_done < loop.num_steps:
+        yield loop.step()
 
 
 def make_search(seed: int = 0, **changes: Any) -> Search:
@@ -113,7 +123,7 @@ def make_search(seed: int = 0, **changes: Any) -> Search:
     settings = SETTINGS.model_copy(update=changes)
     supernet = Supernet(SPACE, Normalise((125.0,), (78.0,)), torch.Generator().manual_seed(seed))
     optimizer = PooledOptimizer(num_candidates=SPACE.num_candidates(), objectives=make_objectives())
-    steps = run_search(
+    loop = OneShotSearch(
         supernet,
         optimizer,
         train=batches(bars(64, seed=1), settings.batch_size, seed),
@@ -121,7 +131,7 @@ def make_search(seed: int = 0, **changes: Any) -> Search:
         settings=settings,
         rng=np.random.default_rng(seed),
     )
-    return Search(supernet=supernet, optimizer=optimizer, steps=steps)
+    return Search(supernet=supernet, optimizer=optimizer, loop=loop, steps=steps_of(loop))
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +188,20 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert not np.array_equal(first.optimizer.theta, other.optimizer.theta)
     left, right = first.supernet.state_dict(), again.supernet.state_dict()
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 11])
+def test_a_search_that_was_stored_continues_bit_by_bit(stop: int, tmp_path: Path) -> None:
+    whole, first, second = make_search(), make_search(), make_search()
+    steps = [(float(step.loss), step.diagnostics) for step in whole.steps]
+    for _ in range(stop):
+        next(first.steps)
+    save_checkpoint(tmp_path / "state", first.loop.state_dict(), schema="test/1")
+    second.loop.load_state_dict(load_checkpoint(tmp_path / "state", schema="test/1"))
+    assert [(float(step.loss), step.diagnostics) for step in second.steps] == steps[stop:]
+    left, right = whole.loop.state_dict(), second.loop.state_dict()
+    assert left["optimizer"] == right["optimizer"]
+    assert all(torch.equal(left["supernet"][name], value) for name, value in right["supernet"].items())
 
 
 def test_global_generators_are_left_alone() -> None:
@@ -237,7 +261,7 @@ def test_losses_that_are_told_are_those_of_the_supernet_on_one_batch() -> None:
 def make_judge(search: Search) -> FinalistJudge:
     """Return a judge on a validation split."""
     return FinalistJudge(
-        search.supernet, recalibration_images=bars(64, seed=1).images, valid=bars(48, seed=2)
+        search.supernet, images=lambda architecture: (bars(64, seed=1).images, bars(48, seed=2))
     )
 
 
@@ -344,3 +368,34 @@ def test_candidates_keep_to_the_mask_of_the_profile() -> None:
     )
     for architecture in to_architectures(found):
         assert all(spec.out_channels % 8 == 0 for spec in SPACE.decode(architecture)[:-1])
+
+
+def test_a_profile_is_adapted_without_training(finished: Search) -> None:
+    before = {name: value.clone() for name, value in finished.supernet.state_dict().items()}
+    joint = finished.optimizer.state_dict()
+    objective = make_objectives()[0]
+    found = adapt(
+        finished.optimizer,
+        objective=objective,
+        mask=SPACE.full_mask(),
+        supernet=finished.supernet,
+        valid=batches(bars(48, seed=2), 24, 5),
+        num_loss_samples=6,
+        rng=np.random.default_rng(0),
+    )
+    after = finished.supernet.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert finished.optimizer.state_dict() == joint  # the profiles that were searched for keep theirs
+    recorded = len(finished.optimizer.archive.losses)
+    assert len(found.archive.losses) == recorded + NUM_LOSS_STEPS * 6
+    assert found.archive.steps[-1] == finished.optimizer.num_steps + NUM_LOSS_STEPS - 1
+    assert float(objective.feasible(found.ask(64, np.random.default_rng(1))).mean()) > 0.9
+    assert found.expected_cost(0, "params") < cost_of(SPACE.largest()) / 2
+
+
+def test_a_candidate_that_no_profile_allowed_is_not_covered() -> None:
+    full, wide = SPACE.full_mask(), SPACE.candidate_mask(8)  # without widths of 4
+    assert uncovered(SPACE, searched=[full], wanted=wide) is None
+    assert uncovered(SPACE, searched=[wide, full], wanted=full) is None
+    assert uncovered(SPACE, searched=[wide], wanted=full) == "stem.width = 4"
+    assert uncovered(SPACE, searched=[wide], wanted=wide) is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nasdeploy.checkpoints import load_checkpoint, save_checkpoint
 from nasdeploy.data import Split, TrainingBatches, make_augmentation, training_batches
 from nasdeploy.errors import ConfigError
 from nasdeploy.networks import Network, Normalise, Supernet, build_network
@@ -20,7 +23,7 @@ from nasdeploy.training.evaluation import loss_and_accuracy, predict
 from nasdeploy.training.losses import distillation_loss, mixed_loss, soft_targets
 from nasdeploy.training.precision import resolve_device
 from nasdeploy.training.recalibration import recalibrate
-from nasdeploy.training.retraining import Teacher, retrain
+from nasdeploy.training.retraining import Retraining, Teacher
 from nasdeploy.training.schedules import make_optimizer, one_cycle
 from nasdeploy.training.supernet import MAX_GRADIENT_NORM, architecture_losses, train_step
 
@@ -192,6 +195,22 @@ def test_losses_of_architectures_are_cross_entropies_and_equal_ones_are_computed
 RETRAIN = RetrainSettings(num_steps=8, batch_size=16, learning_rate=0.05, distillation_weight=0.3)
 
 
+def retrain(
+    network: nn.Module,
+    data: TrainingBatches,
+    settings: RetrainSettings,
+    *,
+    teacher: Teacher | None,
+    report: Callable[[int, Tensor], None] = lambda step, loss: None,
+) -> nn.Module:
+    """Carry a retraining out to its end."""
+    loop = Retraining(network, data, settings, teacher=teacher)
+    while loop.num_done < loop.num_steps:
+        loss = loop.step()
+        report(loop.num_done, loss)
+    return loop.result()
+
+
 def test_the_retrained_network_is_a_moving_average() -> None:
     network = make_network()
     seen: list[dict[str, Tensor]] = []
@@ -233,6 +252,44 @@ def test_retraining_gives_the_same_bits_again() -> None:
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["layers.stem.0.weight"], other["layers.stem.0.weight"])
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_retraining_that_was_stored_continues_bit_by_bit(stop: int, tmp_path: Path) -> None:
+    def make() -> Retraining:
+        return Retraining(make_network(), batches(), RETRAIN, teacher=Teacher(make_network(LARGE)))
+
+    whole, first = make(), make()
+    losses = [float(whole.step()) for _ in range(8)]
+    for _ in range(stop):
+        first.step()
+    save_checkpoint(tmp_path / "state", first.state_dict(), schema="test/1")
+    second = make()
+    second.load_state_dict(load_checkpoint(tmp_path / "state", schema="test/1"))
+    assert [float(second.step()) for _ in range(8 - stop)] == losses[stop:]
+    left, right = whole.result().state_dict(), second.result().state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_rare_classes_count_as_much_as_their_weight() -> None:
+    network, split = make_network(), bars(64)
+    logits = predict(network, split.images)
+    weights = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    each = F.cross_entropy(logits, split.labels, reduction="none")
+    expected = float((each * weights[split.labels]).sum() / weights[split.labels].sum())
+    loss, _ = loss_and_accuracy(network, split.images, split.labels, class_weights=weights)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    only_last = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    loop = Retraining(
+        make_network(),
+        batches(),
+        RETRAIN.model_copy(update={"num_steps": 40}),
+        teacher=None,
+        class_weights=only_last,
+    )
+    for _ in range(40):
+        loop.step()
+    assert bool((predict(loop.result(), split.images).argmax(dim=1) == 3).all())
 
 
 def test_retraining_learns() -> None:

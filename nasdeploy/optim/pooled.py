@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -200,6 +200,11 @@ class PooledOptimizer:
             entropy=tuple(categorical.entropy(self.theta).tolist()),
         )
 
+    def continue_archive(self, other: PooledOptimizer) -> None:
+        """Take over what ``other`` has evaluated; what is told from now on counts as later than that."""
+        self.archive.load_state_dict(other.archive.state_dict())
+        self.num_steps = other.num_steps
+
     def _update(self, k: int) -> tuple[float, bool, float]:
         """Move θ_k by the pooled samples; return (ESS, whether it moved, weight share of own samples)."""
         pool = list(self._recent)[-1 - self._held[k] :]  # this step and those that k has not used yet
@@ -271,6 +276,7 @@ class PooledOptimizer:
             "recent": [{**_draw_state(step.draw), "losses": step.losses.tolist()} for step in self._recent],
             "asked": _draw_state(self._asked) if self._asked is not None else None,
             "archive": self.archive.state_dict(),
+            "diagnostics": asdict(self.diagnostics) if self.diagnostics is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -288,7 +294,12 @@ class PooledOptimizer:
             self._recent.append(self._evaluated(_draw_of(row), np.array(row["losses"], dtype=np.float64)))
         self._asked = _draw_of(state["asked"]) if state["asked"] is not None else None
         self.archive.load_state_dict(state["archive"])
-        self.diagnostics = None
+        found = state["diagnostics"]
+        self.diagnostics = (
+            Diagnostics(**{key: tuple(values) for key, values in found.items()})
+            if found is not None
+            else None
+        )
 
 
 def _mixture_shares(alpha: Sequence[float] | None, num_profiles: int) -> FloatArray:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from nasdeploy.checkpoints import load_optimizer
 from nasdeploy.costs.table import IntArray
-from nasdeploy.data import TrainingBatches
+from nasdeploy.data import Batch, TrainingBatches
 from nasdeploy.errors import ConfigError
 from nasdeploy.networks import Supernet
 from nasdeploy.optim.pooled import Diagnostics, PooledOptimizer
 from nasdeploy.settings import SearchSettings
 from nasdeploy.spaces.base import Architecture
-from nasdeploy.training.schedules import make_optimizer, one_cycle
+from nasdeploy.training.schedules import make_optimizer, one_cycle, schedule_state
 from nasdeploy.training.supernet import architecture_losses, train_step
 
 
@@ -31,39 +33,91 @@ class SearchStep:
     diagnostics: Diagnostics | None
 
 
-def run_search(
-    supernet: Supernet,
-    optimizer: PooledOptimizer,
-    *,
-    train: TrainingBatches,
-    valid: TrainingBatches,
-    settings: SearchSettings,
-    rng: np.random.Generator,
-) -> Iterator[SearchStep]:
-    """Train ``supernet`` and move the distributions of ``optimizer``, one :class:`SearchStep` at a time.
+class OneShotSearch:
+    """Shared weights and distributions that learn in turns, step by step; it can be stored between any two steps.
 
     train, valid: batches of the two parts of the training split; valid of ``settings.loss_batch_size`` images.
+    class_weights: (num_classes,) of the losses, None: all 1.
     """
-    weights = make_optimizer(supernet, weight_decay=settings.weight_decay)
-    schedule = one_cycle(weights, learning_rate=settings.learning_rate, num_steps=settings.num_steps)
-    num_warm_up = min(round(settings.warm_up_share * settings.num_steps), settings.num_steps - 1)
-    for step in range(settings.num_steps):
-        warming_up = step < num_warm_up
-        uniform_share = 1.0 if warming_up else settings.uniform_share
-        drawn = optimizer.ask_for_weights(settings.num_weight_samples, rng, uniform_share=uniform_share)
-        images, labels = next(train)
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        optimizer: PooledOptimizer,
+        *,
+        train: TrainingBatches,
+        valid: TrainingBatches,
+        settings: SearchSettings,
+        rng: np.random.Generator,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        self.num_done = 0
+        self.num_steps = settings.num_steps
+        self._supernet, self._optimizer = supernet, optimizer
+        self._train, self._valid = train, valid
+        self._settings, self._rng, self._class_weights = settings, rng, class_weights
+        self._weights = make_optimizer(supernet, weight_decay=settings.weight_decay)
+        self._schedule = one_cycle(
+            self._weights, learning_rate=settings.learning_rate, num_steps=settings.num_steps
+        )
+        self._num_warm_up = min(round(settings.warm_up_share * settings.num_steps), settings.num_steps - 1)
+
+    def step(self) -> SearchStep:
+        """Train the weights on one batch and, where it is their turn, move the distributions."""
+        settings, step = self._settings, self.num_done
+        warming_up = step < self._num_warm_up
+        drawn = self._optimizer.ask_for_weights(
+            settings.num_weight_samples,
+            self._rng,
+            uniform_share=1.0 if warming_up else settings.uniform_share,
+        )
+        images, labels = next(self._train)
+        ends = _ends(self._supernet, step, settings.sandwich_interval)
         loss = train_step(
-            supernet,
-            weights,
+            self._supernet,
+            self._weights,
             images=images,
             labels=labels,
-            architectures=[*to_architectures(drawn), *_ends(supernet, step, settings.sandwich_interval)],
+            architectures=[*to_architectures(drawn), *ends],
             label_smoothing=settings.label_smoothing,
+            class_weights=self._class_weights,
         )
-        schedule.step()
-        if not warming_up and (step - num_warm_up) % settings.loss_interval == 0:
-            _move_distributions(supernet, optimizer, valid, settings.num_loss_samples, rng)
-        yield SearchStep(step=step + 1, loss=loss, diagnostics=optimizer.diagnostics)
+        self._schedule.step()
+        if not warming_up and (step - self._num_warm_up) % settings.loss_interval == 0:
+            self._move_distributions()
+        self.num_done = step + 1
+        return SearchStep(step=self.num_done, loss=loss, diagnostics=self._optimizer.diagnostics)
+
+    def _move_distributions(self) -> None:
+        """Evaluate architectures of the mixture once, on one common batch: each loss serves all K distributions."""
+        choices = self._optimizer.ask(self._settings.num_loss_samples, self._rng)
+        evaluate_and_tell(
+            self._supernet, self._optimizer, choices, next(self._valid), class_weights=self._class_weights
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the steps to come depend on, as tensors and plain data."""
+        return {
+            "num_done": self.num_done,
+            "supernet": self._supernet.state_dict(),
+            "weights": self._weights.state_dict(),
+            "schedule": schedule_state(self._schedule),
+            "optimizer": self._optimizer.state_dict(),
+            "rng": self._rng.bit_generator.state,
+            "train": self._train.state_dict(),
+            "valid": self._valid.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` was taken: the steps that follow are the same, bit by bit."""
+        self.num_done = int(state["num_done"])
+        self._supernet.load_state_dict(state["supernet"])
+        load_optimizer(self._weights, state["weights"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._rng.bit_generator.state = state["rng"]
+        self._train.load_state_dict(state["train"])
+        self._valid.load_state_dict(state["valid"])
 
 
 def _ends(supernet: Supernet, step: int, interval: int) -> list[Architecture]:
@@ -75,13 +129,22 @@ def _ends(supernet: Supernet, step: int, interval: int) -> list[Architecture]:
     return [supernet.space.smallest(), supernet.space.largest()] if step % interval == 0 else []
 
 
-def _move_distributions(
-    supernet: Supernet, optimizer: PooledOptimizer, valid: TrainingBatches, n: int, rng: np.random.Generator
+def evaluate_and_tell(
+    supernet: Supernet,
+    optimizer: PooledOptimizer,
+    choices: IntArray,
+    batch: Batch,
+    *,
+    class_weights: Tensor | None = None,
 ) -> None:
-    """Evaluate n architectures of the mixture once, on one common batch: each loss serves all K distributions."""
-    choices = optimizer.ask(n, rng)
-    images, labels = next(valid)
-    losses = architecture_losses(supernet, to_architectures(choices), images, labels)
+    """Evaluate ``choices`` (n, D), what ``optimizer`` asked for, on one batch, and tell it the losses.
+
+    Raises ConfigError for a loss that is not finite.
+    """
+    images, labels = batch
+    losses = architecture_losses(
+        supernet, to_architectures(choices), images, labels, class_weights=class_weights
+    )
     if not np.isfinite(losses).all():
         raise ConfigError(
             "search.learning_rate: the training of the shared weights diverged (a loss is not finite); "

@@ -6,24 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nasdeploy.data import Images, image_chunks
 from nasdeploy.training.precision import autocast
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Tensor, *, batch_size: int = 250) -> Tensor:
+def predict(network: nn.Module, images: Images, *, batch_size: int = 250) -> Tensor:
     """Return the logits (N, num_classes), float32, of images (N, C, s, s), uint8 or float, 0..255."""
     network.eval()
     logits = []
-    for chunk in torch.split(images, batch_size):
+    for chunk in image_chunks(images, batch_size):
         with autocast(chunk.device):
             logits.append(network(chunk.float().contiguous(memory_format=torch.channels_last)).float())
     return torch.cat(logits)
 
 
-def loss_and_accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return the mean cross entropy and the top-1 accuracy in [0, 1]."""
+def loss_and_accuracy(
+    network: nn.Module, images: Images, labels: Tensor, *, class_weights: Tensor | None = None
+) -> tuple[float, float]:
+    """Return the mean cross entropy, weighted by class where weights are given, and the top-1 accuracy in [0, 1]."""
     logits = predict(network, images)
-    loss = F.cross_entropy(logits, labels)
+    loss = F.cross_entropy(logits, labels, weight=class_weights)
     accuracy = (logits.argmax(dim=1) == labels).float().mean()
     pair = torch.stack([loss, accuracy]).tolist()
     return pair[0], pair[1]

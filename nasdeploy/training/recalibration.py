@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from nasdeploy.data import Images
 from nasdeploy.training.precision import autocast
 
 MIN_IMAGES = 1_000  # search.md, "Supernet practice"
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, images: Tensor, *, batch_size: int = 250) -> None:
+def recalibrate(network: nn.Module, images: Images, *, batch_size: int = 250) -> None:
     """Set the statistics of the batch norms to the plain average over ``images`` (N, C, s, s), uint8 or float.
 
     The network is left in evaluation mode. Recalibrate a copy (``Supernet.extract`` gives one), never the supernet.
@@ -23,7 +24,9 @@ def recalibrate(network: nn.Module, images: Tensor, *, batch_size: int = 250) ->
         norm.momentum = None  # cumulative average
     network.train()
     num_chunks = -(-len(images) // batch_size)
-    for chunk in torch.tensor_split(images, num_chunks):  # equal sizes: the average weighs each chunk alike
+    # Equal sizes: the average weighs each chunk alike.
+    for rows in torch.tensor_split(torch.arange(len(images)), num_chunks):
+        chunk = images[int(rows[0]) : int(rows[-1]) + 1]
         with autocast(chunk.device):
             network(chunk.float().contiguous(memory_format=torch.channels_last))
     for norm, momentum in zip(norms, momenta, strict=True):

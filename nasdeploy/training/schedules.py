@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
@@ -27,6 +29,11 @@ def one_cycle(optimizer: torch.optim.Optimizer, *, learning_rate: float, num_ste
         pct_start=_warm_up_share(num_steps),
         cycle_momentum=False,
     )
+
+
+def schedule_state(schedule: OneCycleLR) -> dict[str, Any]:
+    """Return where ``schedule`` stands; its rates follow from that in closed form."""
+    return {"last_epoch": schedule.last_epoch, "_step_count": schedule._step_count}
 
 
 def _warm_up_share(num_steps: int) -> float:
