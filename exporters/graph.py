@@ -48,7 +48,6 @@ class GraphExporter:
                 f"exporter 'graph' cannot write a {type(network).__name__}; expected a network of nasdeploy; "
                 "exporter 'torch' takes others"
             )
-        _check_image_shape(network, image_shape)
         model = network_graph(
             [(slot, spec, folded_weights(slot, network.layer(slot))) for slot, spec in network.specs.items()],
             image_shape=image_shape,
@@ -58,15 +57,6 @@ class GraphExporter:
             opset=opset,
         )
         return save_model(model, path=path, opset=opset, exporter=self.name, metadata=metadata)
-
-
-def _check_image_shape(network: Network, image_shape: tuple[int, int, int]) -> None:
-    first = next(iter(network.specs.values()))
-    expected = (first.in_channels, first.size, first.size)
-    if image_shape != expected:
-        raise ConfigError(
-            f"image_shape = {image_shape}: the network takes {expected} (channels, height, width)"
-        )
 
 
 def folded_weights(slot: str, layer: nn.Module) -> LayerWeights:

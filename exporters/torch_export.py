@@ -13,10 +13,12 @@ import onnx
 import torch
 from torch import nn
 
+from nasdeploy.costs.graphs import check_image_shape
 from nasdeploy.errors import ConfigError
 from nasdeploy.exporters.base import INPUT_NAME, OUTPUT_NAME, ExportedModel
 from nasdeploy.exporters.files import save_model
 from nasdeploy.exporters.opsets import check_opset
+from nasdeploy.networks.network import Network
 
 
 class TorchExporter:
@@ -39,6 +41,8 @@ class TorchExporter:
     ) -> ExportedModel:
         """See :class:`~nasdeploy.exporters.base.Exporter`."""
         check_opset(opset)
+        if isinstance(network, Network):  # it would compute something for images of any size
+            check_image_shape(image_shape, next(iter(network.specs.values())))
         with _silent_exporter():
             model = _export(network, image_shape=image_shape, opset=opset, batch_size=batch_size)
         written = {entry.domain: entry.version for entry in model.opset_import}.get("")

@@ -10,6 +10,7 @@ import pytest
 
 from nasdeploy.costs.table import CostTable, Factor, TableStack, tabulate
 from nasdeploy.errors import ConfigError
+from nasdeploy.spaces import make_space
 from nasdeploy.spaces.base import Architecture, LayerSpec
 from nasdeploy.spaces.mobile import mobile_space
 
@@ -50,6 +51,21 @@ def test_tabulated_space_costs_what_its_layers_cost(rng):
     choices = np.stack([rng.integers(count, size=50) for count in space.num_candidates()], axis=1)
     layers = [space.decode(Architecture(tuple(map(int, row)))) for row in choices]
     assert table.of(choices).tolist() == [7.0 + sum(map(layer_cost, row)) for row in layers]
+
+
+def test_a_table_with_resolutions_stays_small_and_costs_what_its_layers_cost(rng):
+    sizes = (96, 128, 160)
+    space = make_space("mobile", (3, 160, 160), 10, sizes)
+    table = tabulate(space, lambda layer: layer_cost(layer) * layer.size**2)
+    choices = np.stack([rng.integers(count, size=50) for count in space.num_candidates()], axis=1)
+    layers = [space.decode(Architecture(tuple(map(int, row)))) for row in choices]
+    expected = [sum(layer_cost(layer) * layer.size**2 for layer in row) for row in layers]
+    assert table.of(choices).tolist() == expected
+    assert sum(factor.values.size for factor in table.factors) < 3000
+    for r in range(len(sizes)):  # the least cost of every resolution, and of all together
+        mask = (tuple(i == r for i in range(3)), *space.full_mask()[1:])
+        assert table.of(np.array([table.cheapest(mask)]))[0] == table.minimum(mask)
+    assert table.minimum(space.full_mask()) == table.minimum(((True, False, False), *space.full_mask()[1:]))
 
 
 def test_each_distinct_layer_is_priced_once():

@@ -14,7 +14,15 @@ from nasdeploy.errors import ConfigError
 from nasdeploy.networks import Normalise, build_network
 from nasdeploy.spaces import LayerSpec, SearchSpace, make_space
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NORMALISE = Normalise((127.5,), (50.0,))
+SIZES: list[tuple[int, ...]] = [(28,), (64,), (95,), (96,), (160,), (224,), (32, 64), (96, 128, 160)]
+
+
+def space_of_sizes(sizes: tuple[int, ...]) -> SearchSpace:
+    """Return the default space for grey images, the resolution a decision where there are several sizes."""
+    return make_space("mobile", (1, sizes[-1], sizes[-1]), 10, sizes)
 
 
 @pytest.fixture(scope="module")
@@ -23,20 +31,53 @@ def space() -> SearchSpace:
     return make_space("mobile", (1, 28, 28), 10)
 
 
+@pytest.mark.parametrize("sizes", SIZES)
 def test_tables_equal_fvcore_on_the_built_network_to_the_last_unit(
-    space: SearchSpace, rng: np.random.Generator
+    sizes: tuple[int, ...], rng: np.random.Generator
 ) -> None:
+    space = space_of_sizes(sizes)
     tables = counting_tables(space)
-    architectures = [space.smallest(), space.largest(), *stratified_architectures(space, 10, rng)]
+    architectures = [space.smallest(), space.largest(), *stratified_architectures(space, 6, rng)]
     choices = np.array([architecture.choices for architecture in architectures])
     params, flops = tables["params"].of(choices), tables["flops"].of(choices)
     for a, architecture in enumerate(architectures):
         network = build_network(space, architecture, NORMALISE).eval()
-        analysis = FlopCountAnalysis(network, torch.zeros(1, *space.image_shape)).unsupported_ops_warnings(
-            False
-        )
-        assert flops[a] == analysis.total()
+        images = torch.zeros(1, *space.input_shape(architecture))
+        assert flops[a] == FlopCountAnalysis(network, images).unsupported_ops_warnings(False).total()
         assert params[a] == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_ends_of_the_space_are_its_cheapest_and_its_dearest_network(sizes: tuple[int, ...]) -> None:
+    space = space_of_sizes(sizes)
+    mask = space.full_mask()
+    ends = np.array([space.smallest().choices, space.largest().choices])
+    for table in counting_tables(space).values():
+        assert table.of(ends).tolist() == [table.minimum(mask), -table.scaled(0.0, -1.0).minimum(mask)]
+
+
+def test_networks_for_large_images_stay_affordable() -> None:
+    flops = {}
+    for size in (96, 224):
+        space = make_space("mobile", (3, size, size), 1000)
+        ends = np.array([space.smallest().choices, space.largest().choices])
+        flops[size] = counting_tables(space)["flops"].of(ends)
+    assert 1e6 < flops[96][0] < 5e6
+    assert 200e6 < flops[224][1] < 300e6
+
+
+def test_the_resolution_changes_flops_and_leaves_the_parameters_alone(rng: np.random.Generator) -> None:
+    sizes = (96, 128, 160)
+    joint = counting_tables(space_of_sizes(sizes))
+    for r, size in enumerate(sizes):
+        single = counting_tables(space_of_sizes((size,)))
+        space = space_of_sizes((size,))
+        choices = np.array([a.choices for a in stratified_architectures(space, 20, rng)])
+        with_size = np.insert(choices, 0, r, axis=1)
+        assert joint["flops"].of(with_size).tolist() == single["flops"].of(choices).tolist()
+        for other in range(len(sizes)):
+            with_size[:, 0] = other
+            assert joint["params"].of(with_size).tolist() == single["params"].of(choices).tolist()
 
 
 def test_count_of_a_network_is_the_sum_over_its_layers(space: SearchSpace) -> None:

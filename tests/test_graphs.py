@@ -26,6 +26,8 @@ from nasdeploy.errors import ConfigError
 from nasdeploy.networks import LAYER_KINDS, Network, Normalise, build_layer, build_network
 from nasdeploy.spaces import Architecture, LayerSpec, SearchSpace, make_space
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEAD = LayerSpec(kind="head", in_channels=8, out_channels=16, size=4)
 CLASSIFIER = LayerSpec(kind="classifier", in_channels=16, out_channels=3, size=4)
 
@@ -47,7 +49,7 @@ def whole_graph(
 ) -> onnx.ModelProto:
     return network_graph(
         with_random_weights(space, architecture, np.random.default_rng(0)),
-        image_shape=space.image_shape,
+        image_shape=space.input_shape(architecture),
         mean=[70.0],
         scale=[0.0125],
         batch_size=batch_size,
@@ -101,20 +103,27 @@ def test_every_layer_kind_has_a_graph() -> None:
     assert set(EMITTERS) == set(LAYER_KINDS)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_graph_computes_what_the_folded_network_computes(space: SearchSpace, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "seed"),
+    [*(((28,), seed) for seed in range(3)), ((64,), 0), ((96,), 0), ((160,), 1), ((224,), 0)]
+    + [((96, 128, 160), seed) for seed in range(3)],
+)
+def test_graph_computes_what_the_folded_network_computes(sizes: tuple[int, ...], seed: int) -> None:
+    space = make_space("mobile", (1, sizes[-1], sizes[-1]), 10, sizes)
     rng = np.random.default_rng(seed)
-    architecture = Architecture(tuple(int(rng.integers(num)) for num in space.num_candidates()))
+    choices = [int(rng.integers(num)) for num in space.num_candidates()]
+    architecture = Architecture((seed, *choices[1:]) if len(sizes) > 1 else tuple(choices))
+    image_shape = space.input_shape(architecture)
     normalise = Normalise((72.94,), (90.02,))
     network = with_used_statistics(build_network(space, architecture, normalise))
     model = network_graph(
         [(name, spec, folded(network.layer(name), spec)) for name, spec in network.specs.items()],
-        image_shape=space.image_shape,
+        image_shape=image_shape,
         mean=normalise.get_buffer("mean").flatten().tolist(),
         scale=normalise.get_buffer("scale").flatten().tolist(),
         batch_size=None,
     )
-    images = rng.integers(0, 256, (16, *space.image_shape)).astype(np.float32)
+    images = rng.integers(0, 256, (8, *image_shape)).astype(np.float32)
     with torch.no_grad():
         expected = network(torch.from_numpy(images)).numpy()
     (logits,) = session_of(model).run(["logits"], {"images": images})
@@ -179,17 +188,35 @@ def test_unknown_kind_is_refused(rng: np.random.Generator) -> None:
         random_weights(spec, rng)
 
 
+def test_images_of_another_size_than_the_first_layer_are_refused(rng: np.random.Generator) -> None:
+    layers = [("head", HEAD, random_weights(HEAD, rng))]
+    with pytest.raises(ConfigError, match=r"image_shape = \(8, 5, 5\): the network takes \(8, 4, 4\)"):
+        network_graph(layers, image_shape=(8, 5, 5), mean=[0.0] * 8, scale=[1.0] * 8, batch_size=1)
+
+
 def test_normalisation_needs_one_value_a_channel(rng: np.random.Generator) -> None:
     layers = [("head", HEAD, random_weights(HEAD, rng))]
     with pytest.raises(ConfigError, match="1 means and 1 scales for 8 image channels"):
         network_graph(layers, image_shape=(8, 4, 4), mean=[0.0], scale=[1.0], batch_size=1)
 
 
+@pytest.mark.parametrize("sizes", [(28,), (224,), (96, 128, 160)])
 def test_file_size_table_predicts_the_serialised_network(
-    space: SearchSpace, rng: np.random.Generator
+    sizes: tuple[int, ...], rng: np.random.Generator
 ) -> None:
+    space = make_space("mobile", (1, sizes[-1], sizes[-1]), 10, sizes)
     architectures = [space.smallest(), space.largest(), *stratified_architectures(space, 10, rng)]
     predicted = file_size_table(space, metadata_bytes=100).of(np.array([a.choices for a in architectures]))
     for architecture, size in zip(architectures, predicted, strict=True):
         true_size = 100 + len(serialise(whole_graph(space, architecture)))
         assert abs(size - true_size) <= 64
+
+
+def test_file_size_does_not_depend_on_the_resolution(rng: np.random.Generator) -> None:
+    space = make_space("mobile", (1, 160, 160), 10, (96, 128, 160))
+    table = file_size_table(space)
+    for architecture in stratified_architectures(space, 5, rng):
+        at_every_size = [Architecture((r, *architecture.choices[1:])) for r in range(3)]
+        assert len(set(table.of(np.array([a.choices for a in at_every_size])))) == 1
+        written = [len(serialise(whole_graph(space, a))) for a in at_every_size]
+        assert max(written) - min(written) <= 4  # the digits of the size itself

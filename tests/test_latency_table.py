@@ -19,7 +19,15 @@ from nasdeploy.costs.latency_table import (
 from nasdeploy.costs.session_worker import Plan
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles import Runtime
-from nasdeploy.spaces import LayerSpec, SearchSpace, make_space
+from nasdeploy.spaces import (
+    LayerSpec,
+    MobileConfig,
+    SearchSpace,
+    Stage,
+    make_space,
+    mobile_space,
+    with_resolutions,
+)
 
 MACHINE = {"cpu": "A", "architecture": "x86_64", "logical_cores": 2}
 
@@ -68,6 +76,27 @@ def test_calibration_finds_the_law_that_made_the_times(space: SearchSpace, rng: 
     fitted = fit(networks, np.array([law.network_ms(layers, alone) for layers in networks]), alone)
     assert fitted.constant_ms == pytest.approx(0.02)
     assert fitted.coefficients == pytest.approx(law.coefficients)
+
+
+def test_calibration_counts_the_image_where_it_differs_in_size(rng: np.random.Generator) -> None:
+    space = make_space("mobile", (3, 160, 160), 10, (96, 128, 160))
+    alone = times_alone(space)
+    law = Calibration(constant_ms=0.02, coefficients={"table": 1.2, "image": 0.01})
+    networks = [space.decode(a) for a in stratified_architectures(space, 30, rng)]
+    fitted = fit(networks, np.array([law.network_ms(layers, alone) for layers in networks]), alone)
+    assert fitted.constant_ms == pytest.approx(0.02)
+    assert fitted.coefficients == pytest.approx(law.coefficients)
+    assert law.network_ms(networks[0], alone) > 0.02 + 0.01 * 3 * 96**2 / 1e4
+
+
+def test_calibration_leaves_the_image_out_where_all_have_one_size(
+    space: SearchSpace, rng: np.random.Generator
+) -> None:
+    alone = times_alone(space)
+    networks = [space.decode(a) for a in stratified_architectures(space, 30, rng)]
+    fitted = fit(networks, rng.uniform(0.1, 1.0, 30), alone)
+    assert "table" in fitted.coefficients
+    assert "image" not in fitted.coefficients
 
 
 def test_calibration_takes_no_term_that_only_fits_noise(space: SearchSpace, rng: np.random.Generator) -> None:
@@ -151,6 +180,30 @@ def test_space_with_hardly_any_architectures_is_refused(space: SearchSpace) -> N
 def test_other_precisions_need_a_conversion(space: SearchSpace) -> None:
     with pytest.raises(ConfigError, match=r"runtime\.precision = 'int8'"):
         measure_latency_table(space, Runtime(precision="int8"))
+
+
+def test_a_real_table_of_two_resolutions() -> None:
+    stages = (Stage(widths=(8, 24), num_blocks=2, stride=2), Stage(widths=(16, 48), num_blocks=1, stride=2))
+    config = MobileConfig(
+        stem_widths=(8, 16), stem_stride=2, stages=stages, head_widths=(64,), operations=((3, 2), (5, 4))
+    )
+    space = with_resolutions([mobile_space((3, size, size), 10, config) for size in (32, 96)])
+    table = measure_latency_table(
+        space,
+        Runtime(),
+        blocks=1,
+        plan=Plan(rounds=2, min_runs=10, min_seconds=0.0, max_seconds=0.05),
+        num_calibration=12,
+        num_held_out=6,
+    )
+    assert {entry.spec for entry in table.entries} == set(space.distinct_layers())
+    assert "image" in table.calibration.coefficients
+    assert {row.choices[0] for row in table.held_out} == {0, 1}
+    costs = table.cost_table(space)
+    for choices in (space.smallest().choices[1:], space.largest().choices[1:]):
+        small, large = costs.of(np.array([(0, *choices), (1, *choices)]))
+        assert small < large  # nine times the pixels
+    assert LatencyTable.from_json(json.loads(json.dumps(table.to_json()))) == table
 
 
 def test_a_real_table_ranks_networks(space: SearchSpace) -> None:

@@ -54,7 +54,9 @@ def some_architectures(space: SearchSpace, rng: np.random.Generator, count: int)
     return [space.smallest(), space.largest(), *drawn]
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 28, 28), (1, 64, 64), (3, 64, 64)])
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (3, 28, 28), (1, 64, 64), (3, 64, 64), (3, 95, 95), (3, 96, 96)]
+)
 @torch.no_grad()
 def test_a_copy_of_the_shared_weights_computes_what_the_supernet_computes(
     shape: tuple[int, int, int], rng: np.random.Generator

@@ -35,14 +35,66 @@ def draw(space: SearchSpace, rng: np.random.Generator, *, channel_multiple: int 
 
 @pytest.mark.parametrize(
     ("size", "inputs"),
-    [(28, [28, 14, 14, 7, 4]), (32, [32, 16, 16, 8, 4]), (64, [64, 32, 16, 8, 4])],
+    [
+        (28, [28, 14, 14, 7, 4]),
+        (32, [32, 16, 16, 8, 4]),
+        (64, [64, 32, 16, 8, 4]),
+        (95, [95, 48, 24, 12, 6]),
+        (96, [96, 48, 24, 12, 6, 6, 3]),
+        (160, [160, 80, 40, 20, 10, 10, 5]),
+        (224, [224, 112, 56, 28, 14, 14, 7]),
+    ],
 )
 def test_pixels_at_the_input_of_stem_stages_and_head(size: int, inputs: list[int]) -> None:
     space = make_space("mobile", (3, size, size), 10)
     layers = dict(space.named_layers(space.smallest()))
-    slots = ["stem", "stage1.block1", "stage2.block1", "stage3.block1", "head"]
-    assert [layers[slot].size for slot in slots] == inputs
-    assert layers["classifier"].size == 4
+    stages = [f"stage{s}.block1" for s in range(1, len(inputs) - 1)]
+    assert [layers[slot].size for slot in ("stem", *stages, "head")] == inputs
+    assert layers["classifier"].size == inputs[-1]
+
+
+def test_few_pixels_are_left_at_the_end_of_every_size() -> None:
+    for size in range(28, 225):
+        space = make_space("mobile", (3, size, size), 2)
+        assert 3 <= space.decode(space.smallest())[-1].size <= 7, size
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "num_classes", "fingerprint"),
+    [
+        ((1, 28, 28), 10, "8898c88050f0d1e1"),
+        ((3, 28, 28), 10, "2b4a40af531ab1b1"),
+        ((1, 40, 40), 10, "8b41c17d0f6b4bab"),
+        ((1, 41, 41), 10, "b0bf4feca5f171c6"),
+        ((3, 48, 48), 7, "e7a7c17bbb783fa3"),
+        ((3, 64, 64), 10, "a72c07ebada1adea"),
+    ],
+)
+def test_stored_runs_of_small_images_stay_valid(
+    image_shape: tuple[int, int, int], num_classes: int, fingerprint: str
+) -> None:
+    """The fingerprints of version 0.1: a change of the space would make every stored table and search useless."""
+    assert make_space("mobile", image_shape, num_classes).fingerprint() == fingerprint
+
+
+def test_larger_images_get_more_stages() -> None:
+    assert default_config(65) == default_config(95) == default_config(64) != default_config(96)
+    assert default_config(96) == default_config(224)
+    assert (len(default_config(95).stages), len(default_config(96).stages)) == (3, 5)
+    space = make_space("mobile", (3, 96, 96), 10)
+    stages = [(3, 4, 5), *[(3, 4, 5, 5)] * 4]
+    assert space.num_candidates() == (3, *(count for stage in stages for count in stage), 3)
+
+
+def test_larger_images_keep_to_the_same_channel_grids() -> None:
+    space = make_space("mobile", (3, 224, 224), 10)
+    assert space.candidate_mask(8) == space.full_mask()
+    assert all(map(any, space.candidate_mask(16)))
+    with pytest.raises(ConfigError, match=r"channel_multiple = 32: no candidate of 'stem\.width'.*8, 16, 24"):
+        space.candidate_mask(32)
+    later = [d for d in space.decisions if d.channels and d.name not in ("stem.width", "stage1.width")]
+    assert len(later) == 5
+    assert all(any(count % 32 == 0 for count in decision.channels) for decision in later)
 
 
 def test_every_layer_takes_what_the_layer_before_it_gives(
@@ -176,16 +228,18 @@ def test_wrong_choices_are_refused(space: SearchSpace, choices: tuple[int, ...],
 
 
 @pytest.mark.parametrize(
-    ("shape", "remedy"), [((1, 27, 27), 28), ((3, 65, 65), 64), ((3, 32, 40), 32), ((1, 300, 200), 64)]
+    ("shape", "remedy"), [((1, 27, 27), 28), ((3, 225, 225), 224), ((3, 32, 40), 32), ((1, 300, 200), 224)]
 )
 def test_images_of_unsuitable_size_are_refused(shape: tuple[int, int, int], remedy: int) -> None:
     with pytest.raises(ConfigError, match=f"{shape[1]}x{shape[2]} pixels.*--image-size {remedy} "):
         make_space("mobile", shape, 10)
 
 
-@pytest.mark.parametrize("size", [28, 41, 64])
+@pytest.mark.parametrize("size", [28, 41, 64, 65, 95, 96, 97, 224])
 def test_images_at_the_limits_are_taken(size: int) -> None:
-    assert make_space("mobile", (3, size, size), 2).decode(Architecture((0,) * 13))[0].size == size
+    space = make_space("mobile", (3, size, size), 2)
+    assert space.decode(space.smallest())[0].size == size
+    assert space.input_shape(space.largest()) == space.image_shape == (3, size, size)
 
 
 def test_an_unknown_space_is_refused_with_those_that_exist() -> None:

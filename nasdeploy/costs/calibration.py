@@ -2,7 +2,7 @@
 
 A layer alone converts its input to the runtime's layout, a layer in a network finds it there; so
 T = constant + Σ over layers of (slope · table + further terms), each further term only where it predicts
-networks left out of the fit better than without it.
+networks left out of the fit better than without it. (That of the image always, where images differ in size.)
 
 Notation: n networks, F terms.
 """
@@ -26,10 +26,12 @@ TERMS: dict[str, Callable[[LayerSpec, float], float]] = {
     "layers": lambda spec, ms: 1.0,
     "residuals": lambda spec, ms: float(spec.kind == "inverted_residual" and spec.has_residual),
     "pixels": lambda spec, ms: spec.in_channels * spec.size**2 / 1e4,
+    # The normalisation in front of the first layer: part of the constant where all images have one size.
+    "image": lambda spec, ms: spec.in_channels * spec.size**2 / 1e4 if spec.kind == "stem" else 0.0,
 }
 """What a layer contributes to each term, from its specification and its time alone in ms."""
 
-REQUIRED_TERMS = ("table",)
+REQUIRED_TERMS = ("table", "image")
 NO_ERROR = 1e-9
 WORTHWHILE_GAIN = 0.05  # a term must lower the error on left-out networks by this share
 
@@ -72,9 +74,12 @@ def fit(
 ) -> Calibration:
     """Return the calibration with the least relative squared error on ``networks`` and their times (n,)."""
     features = {term: _feature(term, networks, table_ms) for term in TERMS}
-    chosen = list(REQUIRED_TERMS)
+    varying = [
+        term for term in TERMS if np.ptp(features[term]) > 0.0
+    ]  # the others are the constant once more
+    chosen = [term for term in REQUIRED_TERMS if term in varying]
     error = _left_out_error([features[t] for t in chosen], times_ms)
-    while error > NO_ERROR and (rest := [term for term in TERMS if term not in chosen]):
+    while error > NO_ERROR and (rest := [term for term in varying if term not in chosen]):
         trials = {term: _left_out_error([features[t] for t in [*chosen, term]], times_ms) for term in rest}
         best = min(trials, key=trials.__getitem__)
         if trials[best] > (1.0 - WORTHWHILE_GAIN) * error:

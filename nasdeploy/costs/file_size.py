@@ -1,4 +1,4 @@
-"""Size of the exported file: exact up to the lengths of slot names, without writing a file."""
+"""Size of the exported file: exact but for a few bytes of lengths, without writing a file."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ def _slot_names(space: SearchSpace) -> dict[LayerSpec, str]:
 def _frame_bytes(space: SearchSpace, opset: int) -> int:
     """Return what a file holds besides its layers: header, normalisation, names of inputs and outputs."""
     rng = np.random.default_rng(0)
-    layers = [(name, spec, random_weights(spec, rng)) for name, spec in space.named_layers(space.smallest())]
-    channels = [0.0] * space.image_shape[0]
+    smallest = space.smallest()
+    image_shape = space.input_shape(smallest)
+    layers = [(name, spec, random_weights(spec, rng)) for name, spec in space.named_layers(smallest)]
+    channels = [0.0] * image_shape[0]
     model = network_graph(
-        layers, image_shape=space.image_shape, mean=channels, scale=channels, batch_size=None, opset=opset
+        layers, image_shape=image_shape, mean=channels, scale=channels, batch_size=None, opset=opset
     )
     return len(serialise(model)) - sum(layer_bytes(name, spec) for name, spec, _ in layers)

@@ -30,6 +30,7 @@ __all__ = [
     "LayerWeights",
     "NamedLayer",
     "chain_graph",
+    "check_image_shape",
     "layer_bytes",
     "network_graph",
     "random_weights",
@@ -180,8 +181,9 @@ def network_graph(
     """Return a whole network: input "images" float32 (B, C, s, s), pixels 0..255; output "logits" (B, o).
 
     The pixels become (x - mean) * scale, one value a channel. ``batch_size`` None: any batch size, a
-    dimension called "batch". Raises ConfigError for layers that do not fit one another or their weights.
+    dimension called "batch". Raises ConfigError for layers that do not fit the images, one another or their weights.
     """
+    check_image_shape(image_shape, layers[0][1])
     channels = image_shape[0]
     if len(mean) != channels or len(scale) != channels:
         raise ConfigError(
@@ -192,6 +194,15 @@ def network_graph(
     x = graph.node("Mul", [x, graph.constant("scale", _per_channel(scale))], "normalise.mul")
     _emit_chain(graph, x, layers)
     return _model(graph, image_shape=image_shape, last=layers[-1][1], batch_size=batch_size, opset=opset)
+
+
+def check_image_shape(image_shape: tuple[int, int, int], first: LayerSpec) -> None:
+    """Raise ConfigError unless ``first``, the first layer of a network, takes such images (channels, height, width)."""
+    expected = (first.in_channels, first.size, first.size)
+    if tuple(image_shape) != expected:
+        raise ConfigError(
+            f"image_shape = {image_shape}: the network takes {expected} (channels, height, width)"
+        )
 
 
 def chain_graph(layers: Sequence[NamedLayer], *, batch_size: int | None, opset: int = 18) -> onnx.ModelProto:

@@ -259,7 +259,7 @@ class _Writer:
         return self._write(chain_graph(layers, batch_size=self.runtime.batch_size, opset=self.runtime.opset))
 
     def _network(self, architecture: Architecture) -> Path:
-        channels = self.space.image_shape[0]
+        image_shape = self.space.input_shape(architecture)
         layers = [
             (name, spec, random_weights(spec, self.rng))
             for name, spec in self.space.named_layers(architecture)
@@ -267,9 +267,9 @@ class _Writer:
         return self._write(
             network_graph(
                 layers,
-                image_shape=self.space.image_shape,
-                mean=[127.5] * channels,
-                scale=[1 / 127.5] * channels,
+                image_shape=image_shape,
+                mean=[127.5] * image_shape[0],
+                scale=[1 / 127.5] * image_shape[0],
                 batch_size=self.runtime.batch_size,
                 opset=self.runtime.opset,
             )

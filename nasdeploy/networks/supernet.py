@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nasdeploy.networks.network import Network, Normalise, build_network
 from nasdeploy.networks.operations import ElasticLayer, build_elastic_layer, initialise
+from nasdeploy.networks.resizing import resize
 from nasdeploy.spaces.base import Architecture, SearchSpace
 
 
@@ -24,8 +25,12 @@ class Supernet(nn.Module):
         initialise(self, generator)
 
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor:
-        """Map pixels (B, C, s, s), 0..255, to the logits (B, num_classes) of ``architecture``, by batch statistics."""
-        x = self.normalise(x)
+        """Map pixels (B, C, s, s), 0..255, to the logits (B, num_classes) of ``architecture``, by batch statistics.
+
+        Images of the largest size of the space; they are brought to the resolution of ``architecture`` first.
+        """
+        _, size, _ = self.space.input_shape(architecture)
+        x = self.normalise(resize(x, size))  # (B, C, r, r)
         for slot, layer in zip(self.space.slots, self.elastic_layers, strict=True):
             spec = slot.layer(architecture)
             if spec is not None:

@@ -1,12 +1,14 @@
-"""What can be chosen, as plain data. Built-in spaces are the dict literal below; others come by entry point."""
+"""What can be chosen, as plain data. Built-in spaces are the dict literal below; others come by file or entry point."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.metadata import entry_points
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
 
 from nasdeploy.errors import ConfigError
+from nasdeploy.plugins import call_plugin, entry_points_of, find_plugin
 from nasdeploy.spaces.base import (
+    RESOLUTION,
     Architecture,
     CandidateMask,
     Decision,
@@ -16,8 +18,10 @@ from nasdeploy.spaces.base import (
     make_slot,
 )
 from nasdeploy.spaces.mobile import MobileConfig, Stage, mobile_space
+from nasdeploy.spaces.resolutions import check_sizes, with_resolutions
 
 __all__ = [
+    "RESOLUTION",
     "Architecture",
     "CandidateMask",
     "Decision",
@@ -31,6 +35,7 @@ __all__ = [
     "make_space",
     "mobile_space",
     "space_names",
+    "with_resolutions",
 ]
 
 SpaceFactory = Callable[[tuple[int, int, int], int], SearchSpace]
@@ -44,24 +49,42 @@ ENTRY_POINT_GROUP = "nasdeploy.spaces"
 
 
 def space_names() -> list[str]:
-    """Return the names that :func:`make_space` knows. Raises ConfigError where a plug-in takes a built-in's name."""
-    names = list(BUILTIN_SPACES)
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name in names:
-            raise ConfigError(
-                f"space '{point.name}' is defined twice: built in, or by a plug-in, and by {point.value}"
-            )
-        names.append(point.name)
-    return names
+    """Return the names that :func:`make_space` knows. Raises ConfigError where two spaces share a name."""
+    return [*BUILTIN_SPACES, *_plugins()]
 
 
-def make_space(name: str, image_shape: tuple[int, int, int], num_classes: int) -> SearchSpace:
-    """Return the space called ``name``. Raises ConfigError for an unknown name or unsuitable images."""
-    names = space_names()
-    if name not in names:
-        raise ConfigError(f"space: '{name}' is not known; expected one of {', '.join(names)}")
+def _plugins() -> dict[str, EntryPoint]:
+    return entry_points_of(ENTRY_POINT_GROUP, builtin_names=BUILTIN_SPACES, what="space")
+
+
+def make_space(
+    name: str, image_shape: tuple[int, int, int], num_classes: int, image_sizes: Sequence[int] = ()
+) -> SearchSpace:
+    """Return the space called ``name``: built in, a plug-in's, or a function in a file ("my_space.py:space").
+
+    image_sizes: several sizes in pixels make the resolution a decision; the largest is that of ``image_shape``.
+    Raises ConfigError for an unknown name, a factory that does not give such a space, and unsuitable images.
+    """
+    if image_sizes:
+        check_sizes(image_sizes, image_shape)
+        return with_resolutions([make_space(name, (image_shape[0], s, s), num_classes) for s in image_sizes])
+    plugins = _plugins()
     if name in BUILTIN_SPACES:
         return BUILTIN_SPACES[name](image_shape, num_classes)
-    (point,) = entry_points(group=ENTRY_POINT_GROUP, name=name)
-    factory: SpaceFactory = point.load()
-    return factory(image_shape, num_classes)
+    factory = find_plugin(name, plugins, builtin_names=BUILTIN_SPACES, what="space")
+    space = call_plugin(factory, image_shape, num_classes, what="space", source=name)
+    return _checked(space, name, image_shape, num_classes)
+
+
+def _checked(space: object, name: str, image_shape: tuple[int, int, int], num_classes: int) -> SearchSpace:
+    """Return what a factory made. Raises ConfigError unless it is a space for these images and classes."""
+    if not isinstance(space, SearchSpace):
+        raise ConfigError(
+            f"space: {name} gives a {type(space).__name__}; expected a nasdeploy.spaces.SearchSpace"
+        )
+    if (tuple(space.image_shape), space.num_classes) != (tuple(image_shape), num_classes):
+        raise ConfigError(
+            f"space: {name} gives a space for images of {tuple(space.image_shape)} and {space.num_classes} classes; "
+            f"expected what it was asked for: {tuple(image_shape)} and {num_classes}"
+        )
+    return space

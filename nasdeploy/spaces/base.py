@@ -20,6 +20,9 @@ from nasdeploy.errors import ConfigError
 CandidateMask = tuple[tuple[bool, ...], ...]
 """Per decision, per candidate: may it be chosen?"""
 
+RESOLUTION = "resolution"
+"""The name of the decision, where there is one, whose candidates are the sides of the input in pixels."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -88,9 +91,10 @@ class LayerSlot:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """A chain of slots over D decisions for images of one shape.
+    """A chain of slots over D decisions for images of one shape, or of several sizes (:data:`RESOLUTION`).
 
-    image_shape: (channels, height, width), height == width.
+    image_shape: (channels, height, width), height == width; the largest size where there are several. Raises
+    ConfigError for a decision called "resolution" whose candidates are not sizes in ascending order up to that one.
     """
 
     name: str
@@ -98,6 +102,20 @@ class SearchSpace:
     slots: tuple[LayerSlot, ...]
     image_shape: tuple[int, int, int]
     num_classes: int
+
+    def __post_init__(self) -> None:
+        for decision in self.decisions:
+            if decision.name == RESOLUTION:
+                self._check_resolution(decision.candidates)
+
+    def _check_resolution(self, candidates: tuple[str, ...]) -> None:
+        sizes = [int(text) if text.isdecimal() else 0 for text in candidates]
+        if sizes != sorted(set(sizes)) or min(sizes, default=0) < 1 or sizes[-1] != self.image_shape[1]:
+            raise ConfigError(
+                f"space '{self.name}': the decision '{RESOLUTION}' has the candidates {', '.join(candidates)}; "
+                "expected sizes in pixels in ascending order, "
+                f"the last one {self.image_shape[1]}, the size of the images"
+            )
 
     def decode(self, architecture: Architecture) -> tuple[LayerSpec, ...]:
         """Return the network of ``architecture`` as data, input first."""
@@ -108,6 +126,18 @@ class SearchSpace:
         self.validate(architecture)
         placed = ((slot.name, slot.layer(architecture)) for slot in self.slots)
         return tuple((name, layer) for name, layer in placed if layer is not None)
+
+    def input_shape(self, architecture: Architecture) -> tuple[int, int, int]:
+        """Return (channels, height, width) of the images that ``architecture`` takes.
+
+        This is ``image_shape``, or smaller where the resolution is a decision.
+        """
+        self.validate(architecture)
+        for decision, choice in zip(self.decisions, architecture.choices, strict=True):
+            if decision.name == RESOLUTION:
+                size = int(decision.candidates[choice])
+                return self.image_shape[0], size, size
+        return self.image_shape
 
     def validate(self, architecture: Architecture) -> None:
         """Raise ConfigError unless ``architecture`` has one valid candidate per decision."""

@@ -1,4 +1,4 @@
-"""The space ``mobile``: a chain of inverted residual blocks (Sandler et al., MobileNetV2, 2018) for small images.
+"""The space ``mobile``: a chain of inverted residual blocks (Sandler et al., MobileNetV2, 2018), 28 to 224 pixels.
 
 Per block the operation (kernel 3 or 5, expansion, skip where the shapes allow it), per stage the width, and the
 widths of stem and head. ReLU6 throughout, because it survives quantisation.
@@ -13,7 +13,7 @@ from functools import partial
 from nasdeploy.errors import ConfigError
 from nasdeploy.spaces.base import Decision, LayerSlot, LayerSpec, SearchSpace, make_slot
 
-MIN_SIZE, MAX_SIZE = 28, 64
+MIN_SIZE, MAX_SIZE = 28, 224
 SKIP = "skip"
 
 
@@ -37,13 +37,12 @@ class MobileConfig:
     operations: tuple[tuple[int, int], ...]  # (kernel, expand)
 
 
-def default_config(size: int) -> MobileConfig:
-    """Return the default for ``size`` pixels: 14-16 pixels after the first strides, 4 pixels at the end."""
+def _small_config(first_stride: int) -> MobileConfig:
     return MobileConfig(
         stem_widths=(8, 16, 24),
         stem_stride=2,
         stages=(
-            Stage(widths=(8, 16, 24), num_blocks=2, stride=1 if size <= 40 else 2),
+            Stage(widths=(8, 16, 24), num_blocks=2, stride=first_stride),
             Stage(widths=(16, 32, 48), num_blocks=3, stride=2),
             Stage(widths=(32, 64, 96), num_blocks=3, stride=2),
         ),
@@ -52,12 +51,40 @@ def default_config(size: int) -> MobileConfig:
     )
 
 
+# MobileNetV2's strides without its stage at half the size of the image: that is where blocks are dearest.
+LARGE_CONFIG = MobileConfig(
+    stem_widths=(8, 16, 24),
+    stem_stride=2,
+    stages=(
+        Stage(widths=(8, 16, 24), num_blocks=2, stride=2),
+        Stage(widths=(16, 32, 40), num_blocks=3, stride=2),
+        Stage(widths=(32, 48, 64), num_blocks=3, stride=2),
+        Stage(widths=(48, 64, 96), num_blocks=3, stride=1),
+        Stage(widths=(64, 128, 192), num_blocks=3, stride=2),
+    ),
+    head_widths=(256, 512, 1024),
+    operations=((3, 2), (5, 2), (3, 4), (5, 4)),
+)
+
+CONFIGS: tuple[tuple[int, MobileConfig], ...] = (
+    (40, _small_config(1)),
+    (95, _small_config(2)),
+    (MAX_SIZE, LARGE_CONFIG),
+)
+"""(largest size of images in pixels, configuration): 3 to 7 pixels are left at the end of each."""
+
+
+def default_config(size: int) -> MobileConfig:
+    """Return the default for images of ``size`` pixels, 28 to 224."""
+    return next(config for largest, config in CONFIGS if size <= largest)
+
+
 def mobile_space(
     image_shape: tuple[int, int, int], num_classes: int, config: MobileConfig | None = None
 ) -> SearchSpace:
     """Return the space for images of ``image_shape`` (channels, height, width).
 
-    Raises ConfigError for images that are not square or not 28 to 64 pixels.
+    Raises ConfigError for images that are not square or not 28 to 224 pixels.
     """
     channels, height, width = image_shape
     if height != width or not MIN_SIZE <= height <= MAX_SIZE:
