@@ -1,14 +1,15 @@
-"""What an exporter is, and which there are: the dict literal below, and others by entry point."""
+"""What an exporter is, and which there are: the dict literal below, and others by file or entry point."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from nasdeploy.errors import ConfigError
+from nasdeploy.plugins import call_plugin, entry_points_of, find_plugin
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,23 +86,28 @@ EXPORTERS: dict[str, ExporterFactory] = {
 
 def exporter_names() -> list[str]:
     """Return the names that :func:`make_exporter` knows. Raises ConfigError where two share a name."""
-    homes = {name: f"{factory.__module__}:{factory.__name__}" for name, factory in EXPORTERS.items()}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name in homes:
-            raise ConfigError(
-                f"exporter '{point.name}' is defined twice: by {homes[point.name]} and by {point.value}"
-            )
-        homes[point.name] = point.value
-    return list(homes)
+    return [*EXPORTERS, *_plugins()]
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return entry_points_of(ENTRY_POINT_GROUP, builtin_names=EXPORTERS, what="exporter")
 
 
 def make_exporter(name: str) -> Exporter:
-    """Return the exporter called ``name``. Raises ConfigError for an unknown or doubly defined name."""
-    names = exporter_names()
-    if name not in names:
-        raise ConfigError(f"exporter: '{name}' is not known; expected one of {', '.join(names)}")
+    """Return the exporter called ``name``: built in, a plug-in's, or a class in a file ("my_exporter.py:Exporter").
+
+    Raises ConfigError for an unknown or doubly defined name, and for what is no exporter.
+    """
+    plugins = _plugins()
     if name in EXPORTERS:
         return EXPORTERS[name]()
-    (point,) = entry_points(group=ENTRY_POINT_GROUP, name=name)
-    factory: ExporterFactory = point.load()
-    return factory()
+    factory = find_plugin(name, plugins, builtin_names=EXPORTERS, what="exporter")
+    exporter = call_plugin(factory, what="exporter", source=name)
+    if not callable(getattr(exporter, "export", None)) or not isinstance(
+        getattr(exporter, "name", None), str
+    ):
+        raise ConfigError(
+            f"exporter: {name} gives a {type(exporter).__name__}; expected an object with a name and a method export, "
+            "as in nasdeploy.exporters.Exporter"
+        )
+    return cast(Exporter, exporter)

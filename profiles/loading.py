@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tomllib
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from nasdeploy.errors import ConfigError
+from nasdeploy.plugins import entry_points_of, load_entry_point
 from nasdeploy.profiles.messages import suggest
 from nasdeploy.profiles.model import HardwareProfile
 from nasdeploy.profiles.units import show_value
@@ -66,28 +67,12 @@ def profile_names() -> list[str]:
 
 
 def _plugins() -> dict[str, EntryPoint]:
-    plugins: dict[str, EntryPoint] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        other = "a built-in" if point.name in BUILTIN_PROFILES else None
-        if point.name in plugins:
-            other = f"the plug-in {plugins[point.name].value}"
-        if other is not None:
-            raise ConfigError(
-                f"profile {show_value(point.name)} is defined twice: by {other} and by the plug-in "
-                f"{point.value}; expected one of each name: uninstall or rename one"
-            )
-        plugins[point.name] = point
-    return plugins
+    return entry_points_of(ENTRY_POINT_GROUP, builtin_names=BUILTIN_PROFILES, what="profile")
 
 
 def _load_plugin(point: EntryPoint) -> HardwareProfile:
     source = f"profile {show_value(point.name)} of the plug-in {point.value}"
-    try:
-        loaded: object = point.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"{source}: cannot be loaded ({error}); expected an importable package:attribute"
-        ) from error
+    loaded = load_entry_point(point, what="profile")
     if isinstance(loaded, str | os.PathLike):
         loaded = _load_file(Path(loaded), source=os.fspath(loaded))
     if not isinstance(loaded, HardwareProfile):
