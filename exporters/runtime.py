@@ -23,12 +23,16 @@ from nasdeploy.exporters.files import parse_model, read_bytes, read_model
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nasdeploy.data.stored import StoredImages
+
     Images = NDArray[Any] | Tensor
+    SlicedImages = Images | StoredImages
     Labels = NDArray[Any] | Tensor
 
 DEFAULT_BATCH = 64
+NUM_READ = 512  # images at a time of a set that may be larger than the memory
 ALONE_TIMEOUT_S = 120.0
-INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
 def as_images(images: Images) -> NDArray[Any]:
@@ -129,12 +133,24 @@ class OnnxAccuracy:
     predictions: NDArray[np.int64]
 
 
-def onnx_predictions(path: Path, images: Images, *, batch_size: int = DEFAULT_BATCH) -> NDArray[np.int64]:
-    """Return the class (N,) that the file gives each image (N, C, H, W).
+def onnx_predictions(
+    path: Path, images: SlicedImages, *, batch_size: int = DEFAULT_BATCH
+) -> NDArray[np.int64]:
+    """Return the class (N,) that the file gives each image (N, C, H, W); images in a file are read part by part.
 
     Raises UsageError where they do not fit.
     """
-    return top1(OnnxClassifier(path).logits(as_images(images), batch_size))
+    return _predictions(OnnxClassifier(path), images, batch_size)[0]
+
+
+def _predictions(
+    classifier: OnnxClassifier, images: SlicedImages, batch_size: int
+) -> tuple[NDArray[np.int64], int]:
+    """Return the class of each image, and how many classes the file knows."""
+    size = -(-NUM_READ // batch_size) * batch_size
+    starts = range(0, max(len(images), 1), size)  # none at all: refused as images, not here
+    logits = [classifier.logits(as_images(images[start : start + size]), batch_size) for start in starts]
+    return np.concatenate([top1(part) for part in logits]), logits[0].shape[1]
 
 
 def top1(logits: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -143,16 +159,14 @@ def top1(logits: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def onnx_accuracy(
-    path: Path, images: Images, labels: Labels, *, batch_size: int = DEFAULT_BATCH
+    path: Path, images: SlicedImages, labels: Labels, *, batch_size: int = DEFAULT_BATCH
 ) -> OnnxAccuracy:
     """Return the accuracy of the file on images (N, C, H, W) of the classes ``labels`` (N,).
 
     Raises UsageError where they do not fit.
     """
-    array = as_images(images)
-    logits = OnnxClassifier(path).logits(array, batch_size)
-    targets = as_labels(labels, len(array), logits.shape[1])
-    predictions = top1(logits)
+    predictions, num_classes = _predictions(OnnxClassifier(path), images, batch_size)
+    targets = as_labels(labels, len(predictions), num_classes)
     return OnnxAccuracy(accuracy=float((predictions == targets).mean()), predictions=predictions)
 
 

@@ -11,19 +11,31 @@ import onnxruntime
 
 MUST_BE_ABSENT = ("torch", "onnx", "nasdeploy")
 FREE_SIZE = 32  # for a dimension that the file leaves open, other than the batch
+GREY, INDEX = 127, 1
+TYPES = {
+    "tensor(float)": (np.float32, GREY),
+    "tensor(float16)": (np.float16, GREY),
+    "tensor(double)": (np.float64, GREY),
+    "tensor(uint8)": (np.uint8, GREY),
+    "tensor(int8)": (np.int8, GREY),
+    "tensor(int32)": (np.int32, INDEX),
+    "tensor(int64)": (np.int64, INDEX),
+    "tensor(bool)": (np.bool_, INDEX),
+}
 
 
 def main(path: str) -> None:
-    """Run the model once on a grey image and print what came out."""
+    """Run the model once on a grey image, indices all 1, and print what came out."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feeds = {}
+    feeds: dict[str, np.ndarray] = {}
     for value in session.get_inputs():
         free = [1] + [FREE_SIZE] * (len(value.shape) - 1)
         shape = [size if isinstance(size, int) else free[i] for i, size in enumerate(value.shape)]
-        feeds[value.name] = np.full(shape, 127, np.float16 if value.type == "tensor(float16)" else np.float32)
+        dtype, content = TYPES.get(value.type, (np.float32, GREY))
+        feeds[value.name] = np.full(shape, content, dtype)
     outputs = session.run(None, feeds)
     result = {
         "shapes": [list(output.shape) for output in outputs],

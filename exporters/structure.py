@@ -26,6 +26,8 @@ MACHINE_PATH = re.compile(
     re.VERBOSE,
 )
 
+MIN_IR_OF_CONSTANTS = 4
+
 RELATIONS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
 
 Value = float | int | str
@@ -117,27 +119,33 @@ class StructureReport:
         }
 
 
-def inspect_model(path: Path, *, opset: int | None = None) -> StructureReport:
+def inspect_model(path: Path, *, opset: int | None = None, folded: bool = True) -> StructureReport:
     """Return the structure of the file ``path`` with its checks.
 
-    ``opset``: the one that the file must have; None accepts any that runs here.
+    ``opset``: the one that the file must have; None accepts any that runs here. ``folded``: whether batch norm must be
+    folded, as in every file of nasdeploy; in a file of others it is no flaw: ONNX Runtime folds it when it loads.
     Raises UsageError for a file that is missing, truncated or not ONNX.
     """
     content = read_bytes(path)
     model = parse_model(content, path)
-    stored = {tensor.name for tensor in model.graph.initializer}
     return StructureReport(
         path=path,
         sha256=hashlib.sha256(content).hexdigest(),
         file_size=len(content),
         opset=model_opset(model),
         ir_version=model.ir_version,
-        inputs=tuple(_tensor_info(value) for value in model.graph.input if value.name not in stored),
+        inputs=model_inputs(model),
         outputs=tuple(_tensor_info(value) for value in model.graph.output),
         operators=dict(sorted(Counter(node.op_type for node in nodes_of(model)).items())),
         stored_values=sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
-        checks=tuple(_checks(model, opset)),
+        checks=tuple(_checks(model, opset, folded=folded)),
     )
+
+
+def model_inputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
+    """Return what a run must be fed: the inputs without those that the file stores itself."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return tuple(_tensor_info(value) for value in model.graph.input if value.name not in stored)
 
 
 def model_opset(model: onnx.ModelProto) -> int:
@@ -146,16 +154,19 @@ def model_opset(model: onnx.ModelProto) -> int:
     return int(versions.get("", versions.get("ai.onnx", 0)))
 
 
-def _checks(model: onnx.ModelProto, opset: int | None) -> Iterator[Check]:
+def _checks(model: onnx.ModelProto, opset: int | None, *, folded: bool) -> Iterator[Check]:
     yield _validity("onnx_checker", _checker_error(model))
     yield _validity("shape_inference", _shape_error(model))
     yield _opset_check(model_opset(model), opset)
     domains = {entry.domain for entry in model.opset_import} | {node.domain for node in nodes_of(model)}
     yield _none("foreign_domains", sorted(domains - set(STANDARD_DOMAINS)))
-    yield _none(
-        "batch_norm_nodes", [node.name for node in nodes_of(model) if node.op_type == "BatchNormalization"]
-    )
-    stored = {tensor.name for tensor in model.graph.initializer}
+    if folded:
+        yield _none(
+            "batch_norm_nodes",
+            [node.name for node in nodes_of(model) if node.op_type == "BatchNormalization"],
+        )
+    # Before IR version 4 every initialiser had to stand among the inputs, and none could be overwritten.
+    stored = {tensor.name for tensor in model.graph.initializer if model.ir_version >= MIN_IR_OF_CONSTANTS}
     yield _none(
         "initializers_among_inputs", [value.name for value in model.graph.input if value.name in stored]
     )

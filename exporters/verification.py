@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nasdeploy.errors import GateError
+from nasdeploy.exporters.metadata import read_metadata
 from nasdeploy.exporters.runtime import (
     DEFAULT_BATCH,
     OnnxClassifier,
@@ -32,7 +33,7 @@ from nasdeploy.exporters.runtime import (
 from nasdeploy.exporters.structure import Check, StructureReport, inspect_model
 
 if TYPE_CHECKING:
-    from nasdeploy.exporters.runtime import Images, Labels
+    from nasdeploy.exporters.runtime import Images, Labels, SlicedImages
 
 __all__ = [
     "Check",
@@ -170,13 +171,18 @@ def verify_export(
 
 
 def verify_file(
-    path: Path, images: Images | None = None, *, labels: Labels | None = None, batch_size: int = DEFAULT_BATCH
+    path: Path,
+    images: SlicedImages | None = None,
+    *,
+    labels: Labels | None = None,
+    batch_size: int = DEFAULT_BATCH,
 ) -> Verification:
     """Check a file without its network: structure, a run in a fresh process, accuracy where there are labels.
 
+    Batch norm must be folded in a file of nasdeploy, which its metadata tells, and may stand in a file of others.
     Raises UsageError for a file that is not ONNX, and for images or labels that do not fit it.
     """
-    structure, checks = _standing_alone(path, None)
+    structure, checks = _standing_alone(path, None, folded=bool(read_metadata(path)))
     if images is None or labels is None or not checks[-1].passed:
         return Verification(structure=structure, checks=checks)
     accuracy = onnx_accuracy(path, images, labels, batch_size=batch_size)
@@ -185,9 +191,11 @@ def verify_file(
     )
 
 
-def _standing_alone(path: Path, opset: int | None) -> tuple[StructureReport, tuple[Check, ...]]:
+def _standing_alone(
+    path: Path, opset: int | None, *, folded: bool = True
+) -> tuple[StructureReport, tuple[Check, ...]]:
     """Return the structure, and its checks followed by that of the run in a fresh process."""
-    structure = inspect_model(path, opset=opset)
+    structure = inspect_model(path, opset=opset, folded=folded)
     alone = runs_alone(path)
     answer = "runs" if alone.passed else "fails"
     check = Check(name="runs_alone", value=answer, relation="==", limit="runs", detail=alone.detail)

@@ -7,7 +7,7 @@ processes of one file differ by more than any interval computed inside one of th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from nasdeploy.costs import session_worker
 from nasdeploy.costs.graphs import chain_graph, random_weights, serialise
-from nasdeploy.costs.sessions import run_block
+from nasdeploy.costs.sessions import Shapes, run_block
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles import Runtime
 from nasdeploy.spaces.base import LayerSpec
@@ -26,6 +26,7 @@ __all__ = [
     "Conditions",
     "ModelLatency",
     "Progress",
+    "block_ratios",
     "collect",
     "measure_models",
     "noise_floor",
@@ -107,6 +108,27 @@ class ModelLatency:
         return _median([_present(block.wall_ms[50]) for block in self.blocks])
 
     @property
+    def p50_range_ms(self) -> tuple[float, float]:
+        """Smallest and largest of the blocks' medians, wall clock."""
+        medians = [_present(block.wall_ms[50]) for block in self.blocks]
+        return min(medians), max(medians)
+
+    @property
+    def mean_ms(self) -> float:
+        """Median of the blocks' means, wall clock."""
+        return _median([block.mean_ms for block in self.blocks])
+
+    @property
+    def min_ms(self) -> float:
+        """Shortest run of all blocks, wall clock."""
+        return min(block.min_ms for block in self.blocks)
+
+    @property
+    def contended_blocks(self) -> int:
+        """Blocks in which a rival took the core for more than 5 % of the time."""
+        return sum(block.contended for block in self.blocks)
+
+    @property
     def cpu_p50_ms(self) -> float:
         """Median of the blocks' medians, CPU time: what models are compared by."""
         return _median([_present(block.cpu_ms[50]) for block in self.blocks])
@@ -157,7 +179,7 @@ class ModelLatency:
                 "cold_start_ms": self.cold_start_ms,
                 "images_per_second": self.images_per_second,
                 "peak_memory_bytes": self.peak_memory_bytes,
-                "contended_blocks": sum(block.contended for block in self.blocks),
+                "contended_blocks": self.contended_blocks,
             },
             "blocks": [_block_row(block) for block in self.blocks],
         }
@@ -183,13 +205,15 @@ def measure_models(
     min_seconds: float = 1.0,
     max_seconds: float = 60.0,
     seed: int = 0,
+    shapes: Shapes | None = None,
     progress: Progress | None = None,
 ) -> dict[str, ModelLatency]:
     """Return the latency of each model, measured together in ``blocks`` fresh processes.
 
     min_runs, min_seconds, max_seconds: for each model, over all blocks; the full protocol is 1000 runs, 10 s
-    and 60 s. Within a block the models run in turns, in random order. Raises ConfigError for a model that
-    cannot be loaded, NoisyMeasurementError when a block does not end in time.
+    and 60 s. shapes: of inputs; others get the batch size for what their file leaves open. Within a block the
+    models run in turns, in random order. Raises ConfigError for a model that cannot be loaded,
+    NoisyMeasurementError when a block does not end in time.
     """
     plan = session_worker.Plan(
         rounds=ROUNDS_PER_BLOCK,
@@ -199,7 +223,7 @@ def measure_models(
     )
     results = []
     for b in range(blocks):
-        results.append(run_block(models, runtime, plan=plan, seed=seed + b))
+        results.append(run_block(models, runtime, plan=plan, seed=seed + b, shapes=shapes))
         if progress:
             progress((b + 1) / blocks)
     return collect(results, runtime)
@@ -219,19 +243,36 @@ def collect(results: Sequence[Mapping[str, Any]], runtime: Runtime) -> dict[str,
     )
     return {
         name: ModelLatency(
-            conditions=conditions,
-            blocks=tuple(
-                _block({**result["models"][name], "peak_memory_bytes": result["peak_memory_bytes"]})
-                for result in results
-            ),
+            # A file with a fixed batch is run with its own, whatever the profile says.
+            conditions=replace(conditions, batch_size=first["models"][name]["batch_size"]),
+            blocks=tuple(_measured_block(result, name) for result in results),
         )
         for name in first["models"]
     }
 
 
+def _measured_block(result: Mapping[str, Any], name: str) -> BlockStats:
+    row = {key: value for key, value in result["models"][name].items() if key != "batch_size"}
+    return _block({**row, "peak_memory_bytes": result["peak_memory_bytes"]})
+
+
+def block_ratios(model: ModelLatency, base: ModelLatency) -> list[float]:
+    """Return model / base for each block, by median CPU time; both were measured in the same blocks.
+
+    Blocks differ by far more than two models within one: what slows a block down slows both of them.
+    """
+    return [
+        _present(one.cpu_ms[50]) / _present(other.cpu_ms[50])
+        for one, other in zip(model.blocks, base.blocks, strict=True)
+    ]
+
+
 def noise_floor(first: ModelLatency, again: ModelLatency) -> float:
-    """Return the relative gap between two measurements of one model: a difference must exceed it twice."""
-    return abs(again.cpu_p50_ms / first.cpu_p50_ms - 1.0)
+    """Return the relative gap between two measurements of one model: a difference must exceed it twice.
+
+    That of the worst block: the gap of the medians is often next to nothing by luck.
+    """
+    return max(abs(ratio - 1.0) for ratio in block_ratios(again, first))
 
 
 # A fixed small network: where its block medians spread by more than 5 %, the machine is not fit to certify.

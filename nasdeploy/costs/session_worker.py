@@ -4,7 +4,8 @@
 
 The request names the models, the provider, the number of threads and how long to measure; the result holds
 statistics for each model, or {"error": one line}. Every model gets its own session. After a warm-up they
-run in turns, in an order drawn anew for each round, so that drift spreads evenly over them.
+run in turns, in an order drawn anew for each round, so that drift spreads evenly over them. A request whose
+plan is null starts the models, runs each of them once and measures nothing more.
 
 Beside the wall clock stands the calling thread's CPU time; it does not grow while a rival holds the core.
 Where a session has several threads the caller works too and waits busily for the others, so its CPU time
@@ -30,6 +31,7 @@ WARM_UP_TOLERANCE = 0.02
 WARM_UP_MAX_GROUPS = 20
 # After another model's turn the caches hold that model's data: the first runs of a turn are not counted.
 SETTLING_RUNS = 2
+SETTLING_LIMIT_MS = 100.0  # beside a longer run that is nothing
 # The fewest independent runs that bound a percentile at 95 % confidence: 1 - 0.9**29 and so on.
 RUNS_FOR_PERCENTILE = {50: 5, 90: 29, 95: 59, 99: 299}
 MIN_RUNS = RUNS_FOR_PERCENTILE[50]
@@ -103,18 +105,29 @@ def clock_cost(clocks: Clocks) -> tuple[float, float]:
 def warm_up(run: Run, clocks: Clocks, max_seconds: float) -> float:
     """Run until the median CPU time of ten runs moves by less than 2 %; return a run's mean wall time in ms.
 
-    Stops after 200 runs or ``max_seconds`` at the latest, but not before ten runs.
+    Stops after 200 runs or ``max_seconds`` at the latest, but not before ten runs; a model that needs longer than
+    ``max_seconds`` for those is taken as warm after that time.
     """
     spent_ms = 0.0
     before = float("inf")
     for _ in range(WARM_UP_MAX_GROUPS):
-        times = time_runs(run, WARM_UP_GROUP, clocks)
+        times = _time_group(run, clocks, 1e3 * max_seconds)
         median = float(np.median(times.cpu_ms))
         spent_ms += float(times.wall_ms.sum())
         if abs(median - before) < WARM_UP_TOLERANCE * before or spent_ms >= 1e3 * max_seconds:
             break
         before = median
     return float(times.wall_ms.mean())
+
+
+def _time_group(run: Run, clocks: Clocks, limit_ms: float) -> Times:
+    """Time ten runs, or as many as ``limit_ms`` allow."""
+    parts: list[Times] = []
+    while len(parts) < WARM_UP_GROUP and sum(float(part.wall_ms[0]) for part in parts) < limit_ms:
+        parts.append(time_runs(run, 1, clocks))
+    return Times(
+        np.concatenate([part.wall_ms for part in parts]), np.concatenate([part.cpu_ms for part in parts])
+    )
 
 
 def runs_per_turn(plan: Plan, run_ms: float) -> int:
@@ -131,13 +144,15 @@ def measure_in_turns(runs: Sequence[Run], plan: Plan, clocks: Clocks, rng: Rando
     A model that has used up its ``max_seconds`` (a rival came) sits out the rounds that are left, unless it has
     too few runs for a median.
     """
-    counts = [runs_per_turn(plan, warm_up(run, clocks, plan.max_seconds)) for run in runs]
+    run_ms = [warm_up(run, clocks, plan.max_seconds) for run in runs]
+    counts = [runs_per_turn(plan, ms) for ms in run_ms]
     parts: list[list[Times]] = [[] for _ in runs]
     spent_ms = [0.0] * len(runs)
     for _ in range(plan.rounds):
         for m in rng.sample(range(len(runs)), len(runs)):
             if spent_ms[m] < 1e3 * plan.max_seconds or sum(len(p.wall_ms) for p in parts[m]) < MIN_RUNS:
-                time_runs(runs[m], SETTLING_RUNS, clocks)
+                if run_ms[m] < SETTLING_LIMIT_MS:
+                    time_runs(runs[m], SETTLING_RUNS, clocks)
                 parts[m].append(time_runs(runs[m], counts[m], clocks))
                 spent_ms[m] += float(parts[m][-1].wall_ms.sum())
     wall_cost, cpu_cost = clock_cost(clocks)
@@ -253,38 +268,72 @@ def first_line(error: BaseException) -> str:
 INPUT_TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
+    "tensor(uint16)": np.uint16,
+    "tensor(int16)": np.int16,
+    "tensor(uint32)": np.uint32,
+    "tensor(int32)": np.int32,
+    "tensor(uint64)": np.uint64,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
 }
+# Integers wider than a pixel are mostly indices, and these two are in range nearly everywhere.
+PIXELS = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(uint8)", "tensor(int8)")
+PIXEL_LIMIT, INDEX_LIMIT = 128, 2
 
 
-def make_feed(session: Any, path: str, batch_size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return random pixels for every input; dynamic dimensions become ``batch_size``."""
-    feed = {}
+def make_feed(
+    session: Any, path: str, batch_size: int, rng: np.random.Generator, shapes: dict[str, list[int]]
+) -> dict[str, np.ndarray]:
+    """Return random values for every input: pixels, or 0 and 1 for indices.
+
+    shapes: {input: shape}; for an input that is not in it, dynamic dimensions become ``batch_size``.
+    """
+    feed: dict[str, np.ndarray] = {}
     for value in session.get_inputs():
         if value.type not in INPUT_TYPES:
-            raise SessionError(f"{path}: input '{value.name}' is a {value.type}; expected images")
+            raise SessionError(
+                f"{path}: input '{value.name}' is a {value.type}; expected a tensor of numbers"
+            )
         shape = [size if isinstance(size, int) else batch_size for size in value.shape]
-        feed[value.name] = rng.integers(0, 128, shape).astype(INPUT_TYPES[value.type])
+        limit = PIXEL_LIMIT if value.type in PIXELS else INDEX_LIMIT
+        values = rng.integers(0, limit, shapes.get(value.name, shape))
+        feed[value.name] = np.asarray(values).astype(INPUT_TYPES[value.type])
     return feed
 
 
+def batch_of(feed: dict[str, np.ndarray], batch_size: int) -> int:
+    """Return how many items one run takes: the first dimension of the first input, unless that is a vector."""
+    first = next(iter(feed.values()), None)
+    return batch_size if first is None or first.ndim < 2 else int(first.shape[0])
+
+
 def start_model(
-    path: str, request: dict[str, Any], rng: np.random.Generator, *, shared_pool: bool
-) -> tuple[Run, dict[str, float]]:
-    """Return the model's run and how long its session and its first run took in ms."""
+    name: str, request: dict[str, Any], rng: np.random.Generator, *, shared_pool: bool
+) -> tuple[Run, dict[str, Any]]:
+    """Return the model's run, how long its session and its first run took in ms, and the size of its batch."""
+    path = request["models"][name]
     started = time.perf_counter()
     session = open_session(path, request, shared_pool=shared_pool)
     loaded = time.perf_counter()
-    feed = make_feed(session, path, request["batch_size"], rng)
+    shapes = request.get("shapes", {}).get(name, {})
+    try:
+        feed = make_feed(session, path, request["batch_size"], rng, shapes)
+    except (MemoryError, ValueError) as error:  # numpy raises ValueError for more bytes than it can count
+        raise SessionError(f"{path}: its inputs do not fit into memory ({first_line(error)})") from error
     begun = time.perf_counter()
     try:
         session.run(None, feed)
     except Exception as error:  # as above: no common base class
         raise SessionError(f"{path}: onnxruntime cannot run it ({first_line(error)})") from error
-    session_ms = (loaded - started) * 1e3
-    first_run_ms = (time.perf_counter() - begun) * 1e3
-    return lambda: session.run(None, feed), {"session_ms": session_ms, "first_run_ms": first_run_ms}
+    facts = {
+        "session_ms": (loaded - started) * 1e3,
+        "first_run_ms": (time.perf_counter() - begun) * 1e3,
+        "batch_size": batch_of(feed, request["batch_size"]),
+    }
+    return lambda: session.run(None, feed), facts
 
 
 def carry_out(request: dict[str, Any]) -> dict[str, Any]:
@@ -296,15 +345,17 @@ def carry_out(request: dict[str, Any]) -> dict[str, Any]:
     pinned = pin(request["cores"])
     rng = np.random.default_rng(request["seed"])
     shared_pool = share_thread_pool(request)
-    paths = request["models"].values()
-    started = [start_model(path, request, rng, shared_pool=shared_pool) for path in paths]
-    times = measure_in_turns(
-        [run for run, _ in started],
-        Plan(**request["plan"]),
-        clocks_of(request["provider"]),
-        Random(request["seed"]),
-    )
-    models = {name: {**statistics(times[m]), **started[m][1]} for m, name in enumerate(request["models"])}
+    memory_before = peak_memory_bytes()
+    started = {name: start_model(name, request, rng, shared_pool=shared_pool) for name in request["models"]}
+    models = {name: facts for name, (_, facts) in started.items()}
+    if request["plan"] is not None:
+        times = measure_in_turns(
+            [run for run, _ in started.values()],
+            Plan(**request["plan"]),
+            clocks_of(request["provider"]),
+            Random(request["seed"]),
+        )
+        models = {name: {**statistics(times[m]), **models[name]} for m, name in enumerate(models)}
     return {
         "schema": RESULT_SCHEMA,
         "models": models,
@@ -312,6 +363,7 @@ def carry_out(request: dict[str, Any]) -> dict[str, Any]:
         "shared_pool": shared_pool,
         "spinning": request["spinning"],
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "memory_before_bytes": memory_before,
         "peak_memory_bytes": peak_memory_bytes(),
         "onnxruntime": ort.__version__,
     }

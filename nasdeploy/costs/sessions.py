@@ -16,7 +16,12 @@ from nasdeploy.costs import session_worker
 from nasdeploy.errors import ConfigError, NasdeployError, NoisyMeasurementError
 from nasdeploy.profiles import Runtime
 
-__all__ = ["check_runtime_available", "choose_cores", "run_block"]
+__all__ = ["Shapes", "check_runtime_available", "choose_cores", "run_block", "run_once"]
+
+Shapes = Mapping[str, Mapping[str, Sequence[int]]]
+"""{model: {input: shape}}; an input that is not there gets the batch size for its open dimensions."""
+
+ALONE = "model"
 
 START_SECONDS = 60.0  # for the start of a process and its sessions, on a slow machine
 
@@ -32,26 +37,60 @@ THREAD_VARIABLES = (
 
 
 def run_block(
-    models: Mapping[str, Path], runtime: Runtime, *, plan: session_worker.Plan, seed: int
+    models: Mapping[str, Path],
+    runtime: Runtime,
+    *,
+    plan: session_worker.Plan,
+    seed: int,
+    shapes: Shapes | None = None,
 ) -> dict[str, Any]:
     """Measure ``models`` in one fresh process and return its result.
 
     Raises ConfigError for a model that cannot be loaded, NoisyMeasurementError when the process does not end
     in time, NasdeployError when it dies.
     """
+    deadline_s = START_SECONDS + len(models) * (1.0 + 4.0 * plan.max_seconds)
+    return _answer(models, runtime, plan=plan, seed=seed, shapes=shapes, deadline_s=deadline_s)
+
+
+def run_once(
+    model: Path, runtime: Runtime, *, seed: int, shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Any]:
+    """Load ``model`` alone in a fresh process, run it once, and return the result; raises as :func:`run_block`."""
+    return _answer(
+        {ALONE: model},
+        runtime,
+        plan=None,
+        seed=seed,
+        shapes={ALONE: shapes or {}},
+        deadline_s=2 * START_SECONDS,
+    )
+
+
+def _answer(
+    models: Mapping[str, Path],
+    runtime: Runtime,
+    *,
+    plan: session_worker.Plan | None,
+    seed: int,
+    shapes: Shapes | None,
+    deadline_s: float,
+) -> dict[str, Any]:
     order = Random(seed).sample(sorted(models), len(models))
     request = {
         "schema": session_worker.REQUEST_SCHEMA,
         "models": {name: str(Path(models[name]).resolve()) for name in order},
+        "shapes": {
+            name: {key: list(shape) for key, shape in one.items()} for name, one in (shapes or {}).items()
+        },
         "provider": runtime.provider,
         "threads": runtime.threads,
         "batch_size": runtime.batch_size,
         "spinning": True,
         "cores": choose_cores(runtime.threads),
         "seed": seed,
-        "plan": plan._asdict(),
+        "plan": None if plan is None else plan._asdict(),
     }
-    deadline_s = START_SECONDS + len(models) * (1.0 + 4.0 * plan.max_seconds)
     with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
         asked, answered = Path(folder, "request.json"), Path(folder, "result.json")
         asked.write_text(json.dumps(request), encoding="utf-8")
