@@ -24,10 +24,12 @@ VERBS: Mapping[str, tuple[str, str]] = {
     ),
     "search": ("nasdeploy.cli.building", "The search alone."),
     "profiles": ("nasdeploy.cli.profiles", "List, show, check and create hardware profiles."),
+    "bench": ("nasdeploy.cli.measuring", "Measure and compare the latency of any ONNX files."),
     "verify": (
         "nasdeploy.cli.inspecting",
         "Test an exported model against its network, or a lone ONNX file.",
     ),
+    "export": ("nasdeploy.cli.exporting", "Export the networks of a run again, in other formats."),
     "report": ("nasdeploy.cli.inspecting", "Write the report of a run again."),
 }
 

@@ -56,6 +56,7 @@ def _setting(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]
 # Choices that are no plug-ins; a test compares them with the settings' own types.
 DEVICES = ("auto", "cpu", "cuda")
 AUGMENTATIONS = ("none", "light", "standard")
+CLASS_WEIGHTS = ("none", "balanced")
 ESTIMATORS = ("importance", "independent")
 
 _SETTINGS_OPTIONS = (
@@ -71,20 +72,35 @@ _SETTINGS_OPTIONS = (
         metavar="NAME|TOML",
         help="Hardware profile; repeatable.",
     ),
-    _setting("--data", metavar="NAME|PATH", help="Data set, folder of images, or .npz file."),
-    _setting("--image-size", type=int, metavar="PIXELS", help="Resize images to squares of this side."),
-    _setting("--space", metavar="NAME", help="Search space."),
+    _setting(
+        "--data",
+        metavar="NAME|PATH",
+        help="Data set by name, folder or file; or FILE.py:FUNCTION of your own.",
+    ),
+    _setting(
+        "--image-size",
+        type=int,
+        multiple=True,
+        metavar="PIXELS",
+        help="Resize images to squares of this side; repeated: the search chooses among them.",
+    ),
+    _setting("--space", metavar="NAME", help="Search space by name, or FILE.py:FUNCTION of your own."),
     _setting("--device", type=click.Choice(DEVICES), help="Where to train."),
     _setting("--threads", type=int, metavar="N", help="Threads of training on a CPU."),
     _setting("--seed", type=int, metavar="N", help="Seed of everything random."),
     _setting("--augment", type=click.Choice(AUGMENTATIONS), help="Augmentation of training images."),
+    _setting(
+        "--class-weights",
+        type=click.Choice(CLASS_WEIGHTS),
+        help="balanced: rare classes count as much as frequent ones.",
+    ),
     _setting(
         "--estimator",
         key="search.estimator",
         type=click.Choice(ESTIMATORS),
         help="Pool the samples of all profiles, or give each its own.",
     ),
-    _setting("--exporter", metavar="NAME", help="What writes the ONNX file."),
+    _setting("--exporter", metavar="NAME", help="What writes the ONNX file; or FILE.py:CLASS of your own."),
     _setting("--baselines/--no-baselines", help="Also a random and a narrowed network per profile."),
     _setting("--time-budget", metavar="TIME", help='Scale the schedule to this, such as "10min".'),
     _setting("--latency-from", metavar="RUN", help="Run folder whose latency tables are used again."),
@@ -119,12 +135,23 @@ def verbosity_options(command: Decorated) -> Decorated:
     )(command)
 
 
+def _stored_config(context: click.Context) -> Path | None:
+    """Return the settings of the run that the command continues, None where there is none."""
+    folder: Path | None = context.params["output_dir"]
+    if folder is None or not context.params["resume"] or not (folder / "run.json").exists():
+        return None
+    return folder / "config.toml"
+
+
 def read_settings(context: click.Context) -> BuildSettings:
-    """Return defaults < -c FILE < options < --set. Raises ConfigError, which names the source."""
+    """Return defaults < the run that is continued < -c FILE < options < --set.
+
+    Raises ConfigError, which names the source.
+    """
     from nasdeploy.cli.merging import Layer, assignment_layer, file_layer, merge_layers, nested
 
-    config: Path | None = context.params["config"]
-    layers = [] if config is None else [file_layer(config)]
+    stored, config = _stored_config(context), context.params["config"]
+    layers = [file_layer(path) for path in (stored, config) if path is not None]
     for option in context.command.params:
         value = context.params.get(str(option.name))
         if isinstance(option, SettingOption) and value not in (None, ()):

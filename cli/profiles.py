@@ -59,7 +59,14 @@ def show(*, name: str, as_json: bool) -> None:
 @click.option(
     "--data", metavar="NAME|PATH", help="Image set: its images and classes fix the size of the space."
 )
-@click.option("--image-size", type=click.IntRange(min=1), metavar="PIXELS", help="Side of the images.")
+@click.option(
+    "--image-size",
+    "image_sizes",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="PIXELS",
+    help="Side of the images; repeated: the search may choose among them.",
+)
 @json_option
 @click.pass_context
 def check(
@@ -69,7 +76,7 @@ def check(
     names: tuple[str, ...],
     space: str,
     data: str | None,
-    image_size: int | None,
+    image_sizes: tuple[int, ...],
     as_json: bool,
 ) -> None:
     """Say in seconds which caps a search space can meet, and the nearest cap that it can.
@@ -80,10 +87,17 @@ def check(
 
     known = [load_profile(name) for name in names]
     with kept_clean():
-        image_shape, num_classes = _border_of(data, image_size)
+        sizes = tuple(sorted(set(image_sizes)))
+        image_shape, num_classes = _border_of(data, sizes[-1] if sizes else None)
         pipeline = pipeline_of(context)
         found = [
-            pipeline.check_profile(profile, space=space, image_shape=image_shape, num_classes=num_classes)
+            pipeline.check_profile(
+                profile,
+                space=space,
+                image_shape=image_shape,
+                num_classes=num_classes,
+                image_sizes=sizes if len(sizes) > 1 else (),
+            )
             for profile in known
         ]
     _print_check(found, as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -10,8 +10,9 @@ import click
 
 if TYPE_CHECKING:
     from nasdeploy.costs.budgets import Feasibility
+    from nasdeploy.costs.comparison import BenchProtocol
     from nasdeploy.exporters.verification import Verification
-    from nasdeploy.pipeline import BuildResult, Plan, SearchResult
+    from nasdeploy.pipeline import BenchResult, BuildResult, ExportResult, Plan, SearchResult
     from nasdeploy.profiles import HardwareProfile
     from nasdeploy.progress import Observer
     from nasdeploy.settings import BuildSettings
@@ -50,11 +51,45 @@ class Pipeline(Protocol):
         space: str = "mobile",
         image_shape: tuple[int, int, int] = (1, 28, 28),
         num_classes: int = 10,
+        image_sizes: Sequence[int] = (),
     ) -> Feasibility:
-        """Measure what the space costs on a profile. image_shape: (channels, height, width)."""
+        """Measure what the space costs on a profile. image_shape: (channels, height, width).
+
+        image_sizes: several to choose from; none: that of ``image_shape``.
+        """
 
     def verify_run(self, run_dir: Path, observer: Observer | None = None) -> Mapping[str, Verification]:
         """Check the models of a run again, by profile."""
+
+    def bench(
+        self,
+        models: Sequence[str | Path],
+        *,
+        profile: str | None = None,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        protocol: BenchProtocol = ...,
+        seed: int = 0,
+        observer: Observer | None = None,
+    ) -> BenchResult:
+        """Measure ONNX files together. shapes: {input: sizes} that a file leaves open."""
+
+    def export_run(
+        self,
+        run_dir: Path,
+        *,
+        profiles: Sequence[str] | None = None,
+        precision: str = "fp32",
+        opset: int | None = None,
+        exporter: str | None = None,
+        batch_size: int | None = None,
+        dynamic_batch: bool = False,
+        max_accuracy_drop: float | None = None,
+        output_dir: str | Path | None = None,
+        observer: Observer | None = None,
+    ) -> ExportResult:
+        """Export the trained networks of a run again. max_accuracy_drop: in [0, 1]."""
 
     def report(self, run_dir: Path) -> Path:
         """Write the report of a run again and return its first page."""

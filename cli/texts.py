@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from nasdeploy.cli.output import NOTHING, duration, percent, quantity, text_table
 
 if TYPE_CHECKING:
     from nasdeploy.costs.budgets import Feasibility, FeasibilityRow
+    from nasdeploy.costs.comparison import Relative
+    from nasdeploy.costs.latency import ModelLatency
     from nasdeploy.exporters.verification import Verification
     from nasdeploy.pipeline import BuildResult, CapResult, Plan, ProfileResult, SearchResult
+    from nasdeploy.pipeline.benching import BenchedModel, BenchResult
+    from nasdeploy.pipeline.exporting import ExportResult, ProfileExport
     from nasdeploy.profiles import Budget, HardwareProfile
 
 
@@ -119,3 +123,123 @@ def budget_text(budget: Budget) -> str:
         if limits.coefficient:
             parts.append(f"{metric} weight {limits.coefficient:g}")
     return ", ".join(parts)
+
+
+BENCH_HEADER = (
+    "model",
+    "p50 (blocks)",
+    "p90",
+    "p95",
+    "p99",
+    "mean",
+    "min",
+    "CPU p50",
+    "cold start",
+    "memory",
+    "items/s",
+    "contended",
+    "time against the first",
+)
+
+
+def bench_text(result: BenchResult) -> str:
+    """Return a line per model, then the conditions under which the figures hold."""
+    table = text_table(BENCH_HEADER, [_bench_row(model) for model in result.models])
+    return "\n".join([table, "", *_bench_conditions(result)])
+
+
+def _bench_row(model: BenchedModel) -> tuple[str, ...]:
+    latency = model.latency
+    return (
+        model.file.label,
+        f"{_ms(latency.p50_ms)} ({'-'.join(map(_ms, latency.p50_range_ms))})",
+        *(_ms(latency.percentile_ms(q)) for q in (90, 95, 99)),
+        *map(_ms, (latency.mean_ms, latency.min_ms, latency.cpu_p50_ms, model.start_up.cold_start_ms)),
+        quantity(model.start_up.peak_memory_bytes, "file_size"),
+        _per_second(latency.images_per_second),
+        f"{latency.contended_blocks}/{len(latency.blocks)}",
+        "the first" if model.relative is None else relative_text(model.relative),
+    )
+
+
+def _ms(value: float | None) -> str:
+    """Return a time with three digits; "n/a" for a percentile that the runs cannot support."""
+    from nasdeploy.profiles import format_quantity
+
+    return "n/a" if value is None else format_quantity(value, "latency", digits=3)
+
+
+def _per_second(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000.0 else f"{value:.4g}"
+
+
+def relative_text(relative: Relative, *, of: str = "") -> str:
+    """Return the factor on the time with its verdict, such as "x0.782, faster"; of: on whose time."""
+    return f"x{relative.ratio:.3g}{f' of {of}' if of else ''}, {relative.verdict}"
+
+
+def _bench_conditions(result: BenchResult) -> Iterator[str]:
+    floor, reference = result.comparison.noise_floor, result.comparison.reference
+    conditions, before = reference.conditions, result.models[0].start_up.memory_before_bytes
+    batches = sorted({model.latency.conditions.batch_size for model in result.models})
+    yield (
+        f"runtime: ONNX Runtime {conditions.onnxruntime}, {conditions.provider}, {_threads(reference)}, "
+        f"batch {', '.join(map(str, batches))}"
+    )
+    if len(batches) > 1:
+        yield "batches differ: times are those of one run, so compare the items per second"
+    yield f"machine: {_machine_text(result)}"
+    yield (
+        f"noise floor: {100 * floor:.2f} % (the first model measured twice); up to {200 * floor:.2f} % is no difference"
+    )
+    yield (
+        f"reference model: {_ms(reference.p50_ms)}, spread {100 * reference.spread:.1f} % over "
+        f"{len(reference.blocks)} blocks: {'stable' if result.comparison.stable else 'UNSTABLE'}"
+    )
+    if before is not None:
+        yield (
+            f"memory: peak of a process with this model alone; {quantity(before, 'file_size')} of it are Python and "
+            "ONNX Runtime"
+        )
+
+
+def _threads(latency: ModelLatency) -> str:
+    number = latency.conditions.threads
+    pinned = "pinned" if latency.conditions.pinned else "not pinned"
+    return f"{number} thread{'s' if number > 1 else ''} ({pinned})"
+
+
+def _machine_text(result: BenchResult) -> str:
+    machine = result.machine
+    load = " and ".join(NOTHING if value is None else f"{value:.2f}" for value in result.load)
+    quota = "" if machine["cpu_quota"] is None else f", quota {machine['cpu_quota']:g} cores"
+    return (
+        f"{machine['cpu']}, {machine['logical_cores']} cores{quota}, governor {machine['governor'] or 'n/a'}, "
+        f"load {load} before and after"
+    )
+
+
+EXPORT_HEADER = ("profile", "file", "size", "validation before", "after", "test", "latency p50", "time")
+
+
+def export_text(result: ExportResult) -> str:
+    """Return a line per profile; what is missing of a file that failed a check is open."""
+    table = text_table(EXPORT_HEADER, [_export_row(export) for export in result.exports])
+    return f"{table}\n\nfolder: {result.output_dir}"
+
+
+def _export_row(export: ProfileExport) -> tuple[str, ...]:
+    latency = export.latency
+    relative = None if latency is None else latency.relative
+    return (
+        export.profile,
+        "none (failed)" if export.model is None else export.model.path.name,
+        quantity(None if export.model is None else export.model.file_size, "file_size"),
+        percent(export.validation_before),
+        percent(export.validation_accuracy),
+        percent(export.test_accuracy),
+        quantity(None if latency is None else latency.p50_ms, "latency"),
+        NOTHING
+        if latency is None or relative is None
+        else relative_text(relative, of=latency.baseline or ""),
+    )

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nasdeploy.errors import NasdeployError
-    from nasdeploy.pipeline import BuildResult, BuildSettings, SearchResult, build, search
+    from nasdeploy.pipeline import (
+        BuildResult,
+        BuildSettings,
+        SearchResult,
+        bench,
+        build,
+        check_profile,
+        export_run,
+        plan,
+        report,
+        search,
+        verify_run,
+    )
     from nasdeploy.profiles import HardwareProfile, load_profile
     from nasdeploy.spaces import Architecture, SearchSpace, make_space
 
@@ -24,10 +36,16 @@ __all__ = [
     "SearchResult",
     "SearchSpace",
     "__version__",
+    "bench",
     "build",
+    "check_profile",
+    "export_run",
     "load_profile",
     "make_space",
+    "plan",
+    "report",
     "search",
+    "verify_run",
 ]
 
 __version__: str
@@ -40,10 +58,16 @@ _HOMES = {
     "NasdeployError": "nasdeploy.errors",
     "SearchResult": "nasdeploy.pipeline",
     "SearchSpace": "nasdeploy.spaces",
+    "bench": "nasdeploy.pipeline",
     "build": "nasdeploy.pipeline",
+    "check_profile": "nasdeploy.pipeline",
+    "export_run": "nasdeploy.pipeline",
     "load_profile": "nasdeploy.profiles",
     "make_space": "nasdeploy.spaces",
+    "plan": "nasdeploy.pipeline",
+    "report": "nasdeploy.pipeline",
     "search": "nasdeploy.pipeline",
+    "verify_run": "nasdeploy.pipeline",
 }
 
 

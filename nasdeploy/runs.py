@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class ModelFolder:
         self.architecture = path / "architecture.json"
         self.weights = path / "weights.safetensors"
         self.training = path / "training.json"
+        self.checkpoint = path / "checkpoint.safetensors"
         self.metrics = path / "metrics.json"
         self.latency = path / "latency.json"
         self.verify = path / "verify.json"
@@ -62,6 +63,7 @@ class ModelFolder:
             self.model,
             self.training,
             self.weights,
+            self.checkpoint,
             self.architecture,
         ):
             file.unlink(missing_ok=True)
@@ -80,6 +82,9 @@ class RunFolder:
         self.search_state = path / "search" / "state.json"
         self.search_history = path / "search" / "history.csv"
         self.search_result = path / "search" / "result.json"
+        self.search_checkpoint = path / "search" / "checkpoint.safetensors"
+        self.search_history_part = path / "search" / "history.part.csv"
+        self.exports = path / "exports"
         self.report_json = path / "report" / "report.json"
         self.report_html = path / "report" / "index.html"
         self.report_markdown = path / "report" / "report.md"
@@ -138,7 +143,8 @@ class RunFolder:
             stored = read_json(self.run, schema="nasdeploy/run/1")
             if stored["fingerprint"] != fingerprint:
                 raise RunFolderError(
-                    f"{self.path}: holds a build with other settings ({_difference(stored['settings'], settings)}); "
+                    f"{self.path}: holds a build with other settings "
+                    f"({_difference(_without_profiles(stored['settings']), _without_profiles(settings))}); "
                     "choose another folder with --output-dir, or start over with --no-resume"
                 )
             return True
@@ -153,15 +159,31 @@ class RunFolder:
         write_json(self.run, run)
         return False
 
+    def add_profiles(self, profiles: Mapping[str, Mapping[str, Any]], *, sources: Sequence[str]) -> None:
+        """Make ``profiles``, by name, a part of the run; sources: what the settings call them."""
+        stored = read_json(self.run, schema="nasdeploy/run/1")
+        settings = stored["settings"]
+        settings["profiles"] = [*settings["profiles"], *sources]
+        write_json(self.run, {**stored, "profiles": {**stored["profiles"], **profiles}, "settings": settings})
+        write_whole(self.config, tomli_w.dumps(_without_none(settings)).encode())
+
     def discard(self) -> None:
         """Delete what a build wrote here; files of others stay, and all of a folder that holds no build."""
         if not self.run.exists():
             return
         self._was_run = True
-        for name in ("models", "baselines", "search", "latency", "report"):
+        for name in ("models", "baselines", "search", "latency", "report", "exports"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for file in (self.run, self.events, self.config):
             file.unlink(missing_ok=True)
+
+    def baseline_checkpoint(self, profile: str, kind: str) -> Path:
+        """Return the path of the state of a baseline's training."""
+        return self.path / "baselines" / profile / f"{kind}.checkpoint.safetensors"
+
+    def adapted(self, profile: str) -> Path:
+        """Return the path of the distribution of a profile that was added after the search."""
+        return self.path / "search" / "added" / f"{profile}.json"
 
     def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors: no pickle is written or trusted."""
@@ -211,8 +233,9 @@ class EventLog:
         self._write({"event": "note", "message": message})
 
     def _write(self, event: dict[str, Any]) -> None:
+        line = {name.replace(" ", "_"): value for name, value in event.items()}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+            file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
 
 
 def _drop_cut_off_line(path: Path) -> None:
@@ -239,7 +262,11 @@ def _difference(stored: Mapping[str, Any], here: Mapping[str, Any], prefix: str 
         if isinstance(old, dict) and isinstance(new, dict):
             return _difference(old, new, f"{prefix}{key}.")
         return f"{prefix}{key} = {json.dumps(old)} there, {json.dumps(new)} here"
-    return "its profiles or its data have changed since"
+    return "its data or its search space has changed since"
+
+
+def _without_profiles(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "profiles"}
 
 
 def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles import DEFAULT_PROFILES
@@ -86,9 +86,15 @@ class BuildSettings(_Settings):
     """Everything that a build depends on."""
 
     data: str = Field(default="fashion-mnist", description="name of a data set, image folder or .npz file")
-    image_size: Positive | None = Field(default=None, description="resize images to this many pixels")
+    image_size: Positive | tuple[Positive, ...] | None = Field(
+        default=None,
+        description="resize images to this many pixels; several: the search chooses one for each profile",
+    )
     augment: Literal["none", "light", "standard"] | None = Field(
         default=None, description="None: none for the embedded data, light (no flips) for any other"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="balanced: every class counts alike in training, however rare"
     )
     space: str = "mobile"
     profiles: tuple[str, ...] = Field(
@@ -114,17 +120,36 @@ class BuildSettings(_Settings):
     retrain: RetrainSettings = RetrainSettings()
     measure: MeasureSettings = MeasureSettings()
 
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _ascending(cls, value: object) -> object:
+        """Sort several sizes; one in a list is the same as one alone."""
+        if value is None:
+            return None
+        given = list(value) if isinstance(value, list | tuple) else [value]
+        sizes = sorted({size for size in given if isinstance(size, int) and size is not True and size > 0})
+        if not sizes or set(given) != set(sizes):
+            raise ValueError(f"expected {EXPECTED['image_size']}")
+        return sizes[0] if len(sizes) == 1 else tuple(sizes)
+
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """The sizes to choose from, ascending; empty where the images stay as they are."""
+        if self.image_size is None:
+            return ()
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
+
     def fingerprint(self) -> str:
-        """Return a short hash of all settings: what a run folder belongs to."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[
-            :16
-        ]
+        """Return a short hash of all settings but the profiles: those can be added to a run."""
+        settings = self.model_dump(mode="json", exclude={"profiles"})
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 EXPECTED: dict[str, str] = {
     "search.num_steps": "a whole number from 1, such as 900",
     "retrain.num_steps": "a whole number from 1, such as 900",
     "seed": "a whole number from 0, such as 0",
+    "image_size": "a number of pixels, such as 64, or several, such as [96, 128]",
     "profiles": 'names or paths of profiles, such as ["cpu-tight"]',
 }
 """What belongs in a key, with an example, for the messages of :func:`nasdeploy.profiles.messages.read_model`."""

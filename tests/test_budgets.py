@@ -196,3 +196,33 @@ def test_caps_that_cannot_be_met_together_name_the_nearest_network() -> None:
     assert all(row.satisfiable for row in found.rows)
     assert not found.feasible
     assert re.search(r"meets all; the nearest has params \d+ \(max 3\), flops \d+ \(max 3\)", found.message)
+
+
+def test_a_share_reaches_from_the_smallest_to_the_largest_resolution() -> None:
+    space = make_space("mobile", (1, 64, 64), 10, (48, 64))
+    pixels = tabulate(space, lambda spec: spec.size**2)
+    tables = {"flops": pixels}
+    ends = [float(pixels.of(np.array([a.choices]))[0]) for a in (space.smallest(), space.largest())]
+    caps = [
+        resolve_limits(make_profile(flops={"max": share}), space, tables).caps["flops"]
+        for share in ("0%", "100%")
+    ]
+    assert caps == ends
+    assert ends[0] == 48**2 + 24**2 + 12**2 + 6**2 + 3**2 * 2  # stem, three first blocks, head, classifier
+    found = feasibility(make_profile(flops={"max": "0%"}), space, tables)
+    assert found.feasible
+    (row,) = found.rows
+    assert row.smallest < row.median < row.largest == ends[1]
+
+
+def test_caps_that_only_a_lower_resolution_keeps_can_be_met() -> None:
+    space = make_space("mobile", (1, 64, 64), 10, (48, 64))
+    tables = {"flops": tabulate(space, lambda spec: spec.size**2), "params": width_table(space)}
+    smallest_at_64 = float(tables["flops"].of(np.array([(1, *space.smallest().choices[1:])]))[0])
+    budget = {"flops": {"max": round(smallest_at_64) - 1}}
+    assert feasibility(make_profile(**budget), space, tables).feasible
+    only_64 = make_space("mobile", (1, 64, 64), 10)
+    alone = {"flops": tabulate(only_64, lambda spec: spec.size**2), "params": width_table(only_64)}
+    assert not feasibility(make_profile(**budget), only_64, alone).feasible
+    at_most = feasibility(make_profile(flops={"max": 1}), space, tables)
+    assert (at_most.feasible, at_most.rows[1].nearest) == (False, at_most.rows[1].smallest)

@@ -444,13 +444,28 @@ def test_profiles_check_prints_the_range_of_the_space():
     assert result.exit_code == 0
     assert "latency  300us     600us   1.2ms    2ms  yes          -" in result.stdout
     assert [name for _, name, _ in pipeline.calls] == ["cpu-tight", "tiny-flash"]
-    assert pipeline.calls[0][2] == {"space": "mobile", "image_shape": (1, 32, 32), "num_classes": 10}
+    assert pipeline.calls[0][2] == {
+        "space": "mobile",
+        "image_shape": (1, 32, 32),
+        "num_classes": 10,
+        "image_sizes": (),
+    }
 
 
 def test_profiles_check_takes_the_size_of_the_space_from_data():
     pipeline = FakePipeline()
     run("profiles", "check", "cpu-tight", "--data", "fashion-mnist", pipeline=pipeline)
-    assert pipeline.calls[0][2] == {"space": "mobile", "image_shape": (1, 28, 28), "num_classes": 10}
+    assert pipeline.calls[0][2] == {
+        "space": "mobile",
+        "image_shape": (1, 28, 28),
+        "num_classes": 10,
+        "image_sizes": (),
+    }
+
+    pipeline = FakePipeline()
+    run("profiles", "check", "cpu-tight", "--image-size", "128", "--image-size", "96", pipeline=pipeline)
+    assert pipeline.calls[0][2]["image_shape"] == (1, 128, 128)
+    assert pipeline.calls[0][2]["image_sizes"] == (96, 128)
 
 
 def test_profiles_check_of_an_infeasible_profile_exits_with_3():

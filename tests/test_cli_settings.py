@@ -13,6 +13,7 @@ from nasdeploy.cli.building import build, search
 from nasdeploy.cli.merging import Layer, assignment_layer, file_layer, merge_layers, parse_value
 from nasdeploy.cli.options import (
     AUGMENTATIONS,
+    CLASS_WEIGHTS,
     DEVICES,
     ESTIMATORS,
     SettingOption,
@@ -20,6 +21,7 @@ from nasdeploy.cli.options import (
     settings_options,
 )
 from nasdeploy.errors import ConfigError
+from nasdeploy.runs import RunFolder
 from nasdeploy.settings import BuildSettings, SearchSettings
 
 
@@ -84,6 +86,7 @@ def test_every_option_reaches_its_setting():
             "--baselines",
         ),
         *("--time-budget", "10min", "--latency-from", "runs/old", "--profile", "p"),
+        *("--class-weights", "balanced"),
     )
     assert settings == BuildSettings(
         data="photos",
@@ -93,6 +96,7 @@ def test_every_option_reaches_its_setting():
         threads=2,
         seed=0,
         augment="none",
+        class_weights="balanced",
         exporter="torch",
         baselines=True,
         time_budget="10min",
@@ -117,6 +121,22 @@ def test_choices_are_those_of_the_settings():
     assert get_args(SearchSettings.model_fields["estimator"].annotation) == ESTIMATORS
     augment, _ = get_args(BuildSettings.model_fields["augment"].annotation)
     assert get_args(augment) == AUGMENTATIONS
+    assert get_args(BuildSettings.model_fields["class_weights"].annotation) == CLASS_WEIGHTS
+
+
+def test_several_image_sizes_are_several_options():
+    assert settings_of("--image-size", "128", "--image-size", "96").image_size == (96, 128)
+
+
+def test_a_run_that_is_continued_brings_its_settings(tmp_path: Path):
+    stored = BuildSettings(seed=7, data="photos", profiles=("a",))
+    RunFolder(tmp_path).claim(settings=stored.model_dump(mode="json"), fingerprint="0" * 16, facts=dict)
+    folder = ("-o", str(tmp_path))
+    assert settings_of(*folder) == stored
+    assert settings_of(*folder, "-p", "b") == stored.model_copy(update={"profiles": ("b",)})
+    assert settings_of(*folder, "--seed", "8").seed == 8
+    assert settings_of(*folder, "--no-resume") == BuildSettings()
+    assert settings_of("-o", str(tmp_path / "other")) == BuildSettings()
 
 
 def test_help_shows_the_defaults_of_the_settings():

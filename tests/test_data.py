@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import warnings
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +20,7 @@ from nasdeploy.data import (
     Dataset,
     Split,
     accuracy_metrics,
+    class_weights,
     dataset_names,
     evaluation_batches,
     is_unbalanced,
@@ -30,7 +30,6 @@ from nasdeploy.data import (
 )
 from nasdeploy.data.assembly import stratified_division
 from nasdeploy.data.embedded import FASHION_MNIST
-from nasdeploy.data.loading import plugin_datasets
 from nasdeploy.errors import ConfigError, DataError, RunFolderError
 
 ROOT = Path(__file__).parents[1]
@@ -141,8 +140,17 @@ def test_script_makes_the_same_file_from_idx_and_from_npz(maker, tmp_path):
 # ── names and sources ────────────────────────────────────────────────────────────────────────────
 
 
-def test_importing_the_package_imports_neither_pillow_nor_torchvision():
-    code = "import sys, nasdeploy.data; print({'PIL', 'torchvision'} & set(sys.modules))"
+def test_importing_the_package_imports_no_library_that_reads_images():
+    code = "import sys, nasdeploy.data; print({'PIL', 'torchvision', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_embedded_set_is_loaded_without_pillow():
+    code = (
+        "import sys; from nasdeploy.data import load_dataset; load_dataset('fashion-mnist', seed=0);"
+        "print({'PIL', 'torchvision', 'pyarrow'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -151,19 +159,90 @@ def test_unknown_source_names_the_known_ones(tmp_path):
     with pytest.raises(DataError, match=r"'fashion-mnits' not found; .* fashion-mnist"):
         load_dataset("fashion-mnits", seed=0)
     (tmp_path / "set.csv").touch()
-    with pytest.raises(DataError, match=r"set\.csv' is neither a folder nor an \.npz file"):
-        load(tmp_path / "set.csv")
+    (tmp_path / "flat").mkdir()
+    write_image(tmp_path / "flat" / "x.png")
+    for name, kind in (("set.csv", "a file"), ("flat", "a folder")):
+        with pytest.raises(
+            DataError, match=rf"{name}' is {kind} of no known layout; .*\.npz.*IDX.*class folders"
+        ):
+            load(tmp_path / name)
 
 
-def test_plugin_with_a_taken_name_raises_and_shows_both():
-    group = "nasdeploy.datasets"
-    one, two = EntryPoint("signs", "one:load", group), EntryPoint("signs", "two:load", group)
-    assert plugin_datasets([one]) == {"signs": one}
-    with pytest.raises(ConfigError, match="'signs' is defined twice: by one:load and by two:load"):
-        plugin_datasets([one, two])
-    with pytest.raises(ConfigError, match="by nasdeploy itself and by one:load"):
-        plugin_datasets([EntryPoint("fashion-mnist", "one:load", group)])
-    assert dataset_names()[0] == "fashion-mnist"
+@pytest.fixture
+def installed(tmp_path, monkeypatch) -> Path:
+    """A folder with a module ``signs`` and a package metadata that declares its functions as datasets."""
+    (tmp_path / "signs.py").write_text(LOADERS)
+    (tmp_path / "signs-1.dist-info").mkdir()
+    (tmp_path / "signs-1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: signs\nVersion: 1\n"
+    )
+    points = "[nasdeploy.datasets]\nsigns = signs:load\nlist = signs:wrong\n"
+    (tmp_path / "signs-1.dist-info" / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+LOADERS = """
+import numpy as np
+from nasdeploy.data import Dataset, LabelledImages, assemble_dataset
+
+def load(*, image_size: int | None, seed: int, valid_fraction: float) -> Dataset:
+    labels = np.arange(40) % 2
+    images = np.full((40, image_size or 8, image_size or 8, 1), 7, np.uint8)
+    images.flags.writeable = False
+    train = LabelledImages(images=images, labels=labels)
+    return assemble_dataset(name="signs", source="signs", class_names=["a", "b"], train=train, seed=seed,
+                            valid_fraction=valid_fraction)
+
+def wrong(*, image_size, seed, valid_fraction):
+    return [image_size]
+
+def failing(*, image_size, seed, valid_fraction):
+    raise KeyError("no such column")
+
+constant = 3
+"""
+
+
+def test_dataset_of_an_installed_package_is_loaded_by_name(installed):
+    assert dataset_names() == ("fashion-mnist", "signs", "list")
+    dataset = load_dataset("signs", seed=0, image_size=12)
+    assert (dataset.name, dataset.image_shape, len(dataset.train)) == ("signs", (1, 12, 12), 28)
+    with pytest.raises(
+        DataError, match=r"dataset: list returned a list; expected a nasdeploy\.data\.Dataset"
+    ):
+        load_dataset("list", seed=0)
+
+
+def test_installed_dataset_with_a_taken_name_is_refused(installed):
+    points = "[nasdeploy.datasets]\nfashion-mnist = signs:load\n"
+    (installed / "signs-1.dist-info" / "entry_points.txt").write_text(points)
+    with pytest.raises(
+        ConfigError, match="'fashion-mnist' is defined twice: by nasdeploy itself and by signs:load"
+    ):
+        dataset_names()
+
+
+def test_dataset_of_a_python_file_is_loaded(tmp_path):
+    (tmp_path / "mine.py").write_text(LOADERS)
+    dataset = load_dataset(f"{tmp_path}/mine.py:load", seed=0, valid_fraction=0.2)
+    assert [len(split) for split in (dataset.train, dataset.valid, dataset.test)] == [28, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("wrong", DataError, r"mine\.py:wrong returned a list; expected a nasdeploy\.data\.Dataset"),
+        ("failing", ConfigError, r"mine\.py:failing failed: KeyError: .*no such column"),
+        ("constant", ConfigError, r"mine\.py:constant is a int; expected a function"),
+        ("absent", ConfigError, r"defines no 'absent'"),
+    ],
+)
+def test_wrong_dataset_of_a_python_file_is_refused_in_one_line(tmp_path, name, error, message):
+    (tmp_path / "mine.py").write_text(LOADERS)
+    with pytest.raises(error, match=message) as caught:
+        load_dataset(f"{tmp_path}/mine.py:{name}", seed=0)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("options", [{"image_size": 0}, {"valid_fraction": 0.0}, {"valid_fraction": 1.0}])
@@ -223,10 +302,12 @@ def test_npz_images_are_resized_on_request(tmp_path, rng):
     [
         ({"train_labels": None}, "no key 'train_labels'; it holds test_images, test_labels, train_images"),
         ({"test_labels": None}, "no key 'test_labels'"),
-        ({"val_images": np.zeros(1)}, "unexpected key 'val_images'"),
+        ({"val_images": np.zeros(1)}, "no key 'val_labels'"),
+        ({"tset_images": np.zeros(1)}, "unexpected key 'tset_images'"),
+        ({"valid_images": np.zeros(1), "val_labels": np.zeros(1)}, "no key 'valid_labels'"),
         ({"train_images": np.zeros((60, 8, 8))}, "'train_images' is float64 of shape"),
         ({"train_images": np.zeros((60, 8, 8, 2), np.uint8)}, r"shape \(60, 8, 8, 2\); expected uint8"),
-        ({"train_images": np.zeros((0, 8, 8), np.uint8)}, r"shape \(0, 8, 8, 1\)"),
+        ({"train_images": np.zeros((0, 8, 8), np.uint8)}, r"shape \(0, 8, 8\); expected uint8"),
         ({"train_labels": np.zeros(59, np.int64)}, r"'train_labels' is int64 of shape \(59,\); expected"),
         ({"train_labels": np.zeros(60)}, "'train_labels' is float64"),
         ({"train_labels": np.arange(60) % 3 - 1}, "label -1 of image 0 is out of range"),
@@ -377,7 +458,7 @@ def test_unequal_sizes_without_image_size_name_two_files(tmp_path):
 
 
 def test_equal_sizes_that_are_not_square_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"00\.png is 200x100 pixels, as are all; .* --image-size 64"):
+    with pytest.raises(DataError, match=r"00\.png is 200x100 pixels, as are all; .* --image-size 100"):
         load(write_folder(tmp_path, size=(200, 100)))
 
 
@@ -422,8 +503,12 @@ def test_folder_that_is_wrong_is_refused(tmp_path, extra, message):
 
 
 def test_too_few_classes_or_images_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no class folders"):
+    with pytest.raises(DataError, match="no known layout"):
         load(tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="train: no class folders"):
+        load(tmp_path)
+    (tmp_path / "train").rmdir()
     with pytest.raises(DataError, match=r"1 class \(cat\)"):
         load(write_folder(tmp_path / "one", classes=("cat",)))
     root = write_folder(tmp_path / "few", count=2)
@@ -583,6 +668,23 @@ def test_accuracy_of_unusable_labels_is_refused(labels, message):
     predictions = np.zeros(0 if not labels else 2, np.int64)
     with pytest.raises(DataError, match=message):
         accuracy_metrics(predictions, np.array(labels, np.int64), num_classes=3)
+
+
+def test_class_weights_by_hand():
+    labels = np.array([0, 0, 0, 1, 3, 3])
+    weights = class_weights(labels, 4)
+    assert weights.dtype == np.float32
+    assert weights.tolist() == pytest.approx([6 / (3 * 3), 6 / (3 * 1), 0.0, 6 / (3 * 2)])
+    assert weights[labels].mean() == pytest.approx(1.0)
+    assert class_weights(np.arange(12) % 4, 4).tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("labels", [[], [-1, 0], [0, 2], [[0, 1]]])
+def test_class_weights_of_unusable_labels_are_refused(labels):
+    with pytest.raises(
+        DataError, match=r"class weights: labels of shape .*; expected \(n,\) with n > 0, all of 0 to 1"
+    ):
+        class_weights(np.array(labels, np.int64), 2)
 
 
 def test_unbalanced_means_over_one_and_a_half_times():

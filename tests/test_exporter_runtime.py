@@ -65,6 +65,35 @@ def test_half_precision_and_trailing_dimensions_are_taken(tmp_path: Path) -> Non
     assert OnnxClassifier(pooled).logits(_images(3)).tolist() == [[3.0], [7.0], [11.0]]
 
 
+class InAFile:
+    """Images that can only be read by slices; notes how many at a time."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images, self.read = images, []
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        self.read.append(len(self._images[part]))
+        return self._images[part]
+
+
+def test_images_in_a_file_are_read_part_by_part(brightest: Path) -> None:
+    whole = np.random.default_rng(0).integers(0, 256, (1100, 1, 2, 2), dtype=np.uint8)
+    stored = InAFile(whole)
+    assert onnx_predictions(brightest, stored).tolist() == onnx_predictions(brightest, whole).tolist()
+    assert stored.read == [512, 512, 76]
+    labels = onnx_predictions(brightest, whole)
+    assert onnx_accuracy(brightest, InAFile(whole), labels).accuracy == 1.0
+
+
+def test_bytes_are_taken_as_they_are(tmp_path: Path) -> None:
+    path = _save(tmp_path / "u.onnx", _node("Identity"), dtype=TensorProto.UINT8)
+    classifier = OnnxClassifier(path)
+    assert classifier.input_type is np.uint8
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

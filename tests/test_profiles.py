@@ -195,7 +195,7 @@ def test_plugin_gives_a_profile_or_a_path(plugins: PluginFolder) -> None:
 def test_plugin_with_the_name_of_a_builtin_raises_and_shows_both(plugins: PluginFolder) -> None:
     plugins.add("plugin_clash", "cpu-tight = plugin_clash:npu")
     with pytest.raises(
-        ConfigError, match=r'"cpu-tight" is defined twice: by a built-in and .* plugin_clash:npu'
+        ConfigError, match=r"'cpu-tight' is defined twice: by nasdeploy itself and .*plugin_clash:npu"
     ):
         profile_names()
 
@@ -203,7 +203,7 @@ def test_plugin_with_the_name_of_a_builtin_raises_and_shows_both(plugins: Plugin
 def test_two_plugins_of_one_name_raise_and_show_both(plugins: PluginFolder) -> None:
     plugins.add("plugin_one", "npu = plugin_one:npu")
     plugins.add("plugin_two", "npu = plugin_two:npu")
-    with pytest.raises(ConfigError, match=r'"npu" is defined twice') as caught:
+    with pytest.raises(ConfigError, match=r"'npu' is defined twice") as caught:
         load_profile("npu")
     assert "plugin_one:npu" in str(caught.value)
     assert "plugin_two:npu" in str(caught.value)

@@ -96,6 +96,7 @@ class Builder:
                 "num_architectures": str(int(np.prod(SPACE.num_candidates(), dtype=object))),
             },
             "profiles": {name: load_profile(name).to_dict() for name in PROFILES},
+            "searched": list(PROFILES),
             "settings": settings,
         }
         write_json(self.run.run, run | changes)

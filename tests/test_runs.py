@@ -114,7 +114,6 @@ def test_the_stored_configuration_gives_the_settings_back(tmp_path: Path) -> Non
         ({"image_size": 32}, "image_size = null there, 32 here"),
         ({"search": {"num_steps": 12}}, "search.num_steps = 900 there, 12 here"),
         ({"retrain": {"ema_decay": 0.5}}, "retrain.ema_decay = 0.99 there, 0.5 here"),
-        ({"profiles": ("cpu-tight",)}, '["cpu-tight"] here'),
     ],
 )
 def test_other_settings_are_refused_with_the_first_key_that_differs(

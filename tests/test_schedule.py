@@ -14,12 +14,15 @@ SPEED = 800.0
 
 def budgeted(text: str | None, speed: float = SPEED) -> BuildSettings:
     """Return the default settings scaled to a time budget."""
-    return scaled(BuildSettings(time_budget=text), num_runtimes=1, images_per_second=speed)
+    return scaled(BuildSettings(time_budget=text), image_sizes=(28,), num_runtimes=1, images_per_second=speed)
 
 
 def total_seconds(settings: BuildSettings) -> float:
     """Return how long a build is expected to take."""
-    return sum(p.seconds for p in planned_phases(settings, num_runtimes=1, images_per_second=SPEED))
+    return sum(
+        p.seconds
+        for p in planned_phases(settings, image_sizes=(28,), num_runtimes=1, images_per_second=SPEED)
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_a_hopeless_budget_gets_the_smallest_schedule() -> None:
 
 def test_no_schedule_falls_below_ten_steps() -> None:
     short = BuildSettings(time_budget="1s", search={"num_steps": 20}, retrain={"num_steps": 20})
-    found = scaled(short, num_runtimes=1, images_per_second=SPEED)
+    found = scaled(short, image_sizes=(28,), num_runtimes=1, images_per_second=SPEED)
     assert (found.search.num_steps, found.retrain.num_steps) == (10, 10)
 
 
@@ -84,7 +87,8 @@ def test_only_the_numbers_of_steps_are_scaled() -> None:
 
 def test_work_of_retraining_by_hand() -> None:
     phases = {
-        p.name: p.seconds for p in planned_phases(BuildSettings(), num_runtimes=1, images_per_second=100.0)
+        p.name: p.seconds
+        for p in planned_phases(BuildSettings(), image_sizes=(28,), num_runtimes=1, images_per_second=100.0)
     }
     # 3 networks of half the largest one's work, and one forward pass of the largest for all of them
     images = BuildSettings().retrain.num_steps * 64
@@ -94,7 +98,7 @@ def test_work_of_retraining_by_hand() -> None:
 def test_baselines_are_two_more_networks_a_profile() -> None:
     def retraining(baselines: bool) -> float:
         settings = BuildSettings(baselines=baselines)
-        phases = planned_phases(settings, num_runtimes=1, images_per_second=100.0)
+        phases = planned_phases(settings, image_sizes=(28,), num_runtimes=1, images_per_second=100.0)
         return next(phase.seconds for phase in phases if phase.name == "retrain")
 
     images = BuildSettings().retrain.num_steps * 64

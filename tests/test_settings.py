@@ -60,6 +60,7 @@ SPECIAL = {
     "threads": 1,
     "search.estimator": "independent",
     "retrain.start": "scratch",
+    "class_weights": "balanced",
 }
 
 
@@ -99,7 +100,33 @@ def test_settings_cannot_be_changed() -> None:
         BuildSettings().seed = 3  # type: ignore[misc]
 
 
-def test_fingerprint_sees_every_field() -> None:
+@pytest.mark.parametrize(
+    ("value", "kept", "sizes"),
+    [
+        (None, None, ()),
+        (64, 64, (64,)),
+        ([64], 64, (64,)),
+        ([128, 96, 128], (96, 128), (96, 128)),
+    ],
+)
+def test_image_sizes_are_sorted(value: Any, kept: Any, sizes: tuple[int, ...]) -> None:
+    settings = BuildSettings(image_size=value)
+    assert (settings.image_size, settings.image_sizes) == (kept, sizes)
+    assert BuildSettings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize("value", [0, "large", [], [96, 0], [96, "x"], 2.5])
+def test_wrong_image_sizes_are_named_on_one_line(value: Any) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read({"image_size": value})
+    message = str(refused.value)
+    assert "image_size" in message
+    assert "such as [96, 128]" in message
+    assert "\n" not in message
+    assert "more error" not in message
+
+
+def test_fingerprint_sees_every_field_but_the_profiles() -> None:
     settings = BuildSettings()
     values = {key: SPECIAL.get(key) for key in leaves(settings)}
     for key in values:
@@ -108,6 +135,8 @@ def test_fingerprint_sees_every_field() -> None:
             for name in key.split("."):
                 value = getattr(value, name)
             values[key] = other_value(value)
+    profiles = changed(settings, "profiles", values.pop("profiles"))
+    assert profiles.fingerprint() == settings.fingerprint()  # a run can be given more of them
     found = {changed(settings, key, value).fingerprint() for key, value in values.items()}
     assert len(found | {settings.fingerprint()}) == len(values) + 1
     assert len(values) > 30

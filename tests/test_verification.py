@@ -295,6 +295,46 @@ def test_each_flaw_fails_its_check(
     assert _failed(report.checks) == expected
 
 
+def test_in_a_file_of_others_batch_norm_is_no_flaw(exported: Path, tmp_path: Path) -> None:
+    def as_of_others(model: onnx.ModelProto) -> None:
+        _add_batch_norm(model)
+        del model.metadata_props[:]
+
+    assert _failed(verify_file(_change(exported, tmp_path, _add_batch_norm)).checks) == {"batch_norm_nodes"}
+    assert verify_file(_change(exported, tmp_path, as_of_others)).passed
+
+
+def test_before_ir_version_4_weights_stand_among_the_inputs(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones((2, 4), np.float32), "w")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in ("x", "w", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])], "g", values[:2], values[2:], [weight]
+    )
+    failed = {}
+    for ir_version in (3, 4):
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=ir_version)
+        path = tmp_path / f"{ir_version}.onnx"
+        path.write_bytes(model.SerializeToString())
+        failed[ir_version] = _failed(inspect_model(path).checks)
+    assert failed == {3: set(), 4: {"initializers_among_inputs"}}
+
+
+@pytest.mark.parametrize(
+    "dtype", [TensorProto.UINT8, TensorProto.INT64, TensorProto.FLOAT16, TensorProto.BOOL]
+)
+def test_files_of_any_input_type_run_alone(dtype: int, tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(name, dtype, ["n", 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])
+    path = tmp_path / "m.onnx"
+    path.write_bytes(
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+        ).SerializeToString()
+    )
+    report = runs_alone(path)
+    assert (report.passed, report.detail) == (True, "outputs of shape [1, 4]")
+
+
 def test_another_opset_than_the_one_asked_for_fails(exported: Path) -> None:
     assert _failed(inspect_model(exported, opset=19).checks) == {"opset"}
 

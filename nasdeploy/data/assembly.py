@@ -1,14 +1,14 @@
-"""From labelled arrays to a dataset: the checks and the stratified, seeded division into splits."""
+"""From labelled images to a dataset: the checks and the stratified, seeded division into splits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from nasdeploy.data.contents import LabelledImages, Labels
 from nasdeploy.data.types import Dataset, Preprocessing, Split
 from nasdeploy.errors import ConfigError, DataError
 
@@ -18,29 +18,15 @@ TEST_FRACTION = 0.15
 # Streams of the seed: that valid/ exists must not change which images become the test split, nor the reverse.
 TEST_STREAM, VALID_STREAM = 0, 1
 
-Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LabelledImages:
-    """Images uint8 (N, H, W, C) with labels int64 (N,), in a fixed order."""
-
-    images: npt.NDArray[np.uint8]
-    labels: Labels
-
-    def part(self, indices: npt.NDArray[np.intp]) -> LabelledImages:
-        """Return the images at ``indices``."""
-        return LabelledImages(images=self.images[indices], labels=self.labels[indices])
-
 
 def assemble_dataset(
     *,
     name: str,
     source: str,
     class_names: Sequence[str],
-    train: LabelledImages,
-    valid: LabelledImages | None = None,
-    test: LabelledImages | None = None,
+    train: LabelledImages | Split,
+    valid: LabelledImages | Split | None = None,
+    test: LabelledImages | Split | None = None,
     seed: int,
     valid_fraction: float,
 ) -> Dataset:
@@ -55,22 +41,27 @@ def assemble_dataset(
         )
     _check_classes(source, class_names)
     given = {"train": train, "valid": valid, "test": test}
-    for part, labelled in given.items():
-        if labelled is not None:
-            _check_part(labelled, reference=train, where=f"{source}: {part}", num_classes=len(class_names))
-    _check_class_sizes(
-        train.labels, class_names, source=source, num_parts=1 + (valid is None) + (test is None)
-    )
-    if test is None:
-        train, test = _divide(train, TEST_FRACTION, np.random.default_rng([seed, TEST_STREAM]))
-    if valid is None:
-        train, valid = _divide(train, valid_fraction, np.random.default_rng([seed, VALID_STREAM]))
-    size, channels = train.images.shape[2:]
+    splits = {
+        part: _checked_split(images, where=f"{source}: {part}", num_classes=len(class_names))
+        for part, images in given.items()
+        if images is not None
+    }
+    _check_same_size(splits, source)
+    _check_class_sizes(splits["train"], class_names, source=source, num_parts=4 - len(splits))
+    missing = {
+        part: (fraction, np.random.default_rng([seed, stream]))
+        for part, fraction, stream in (
+            ("test", TEST_FRACTION, TEST_STREAM),
+            ("valid", valid_fraction, VALID_STREAM),
+        )
+        if part not in splits
+    }
+    if missing:
+        splits |= _divide(splits["train"], missing)
+    channels, size = splits["train"].images.shape[1:3]
     return Dataset(
         name=name,
-        train=_split(train),
-        valid=_split(valid),
-        test=_split(test),
+        **splits,
         class_names=tuple(class_names),
         source=source,
         preprocessing=Preprocessing(
@@ -97,16 +88,57 @@ def stratified_division(
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def _divide(
-    whole: LabelledImages, fraction: float, rng: np.random.Generator
-) -> tuple[LabelledImages, LabelledImages]:
-    stays, taken = stratified_division(whole.labels, fraction, rng)
-    return whole.part(stays), whole.part(taken)
+def _divide(whole: Split, missing: dict[str, tuple[float, np.random.Generator]]) -> dict[str, Split]:
+    """Return the parts, each a fraction of what those before it left, and "train", the rest.
+
+    Images are copied once, at the end: in memory there is room for two copies and not for three.
+    """
+    labels = whole.labels.numpy()
+    rest = np.arange(len(labels))
+    rows = {}
+    for part, (fraction, rng) in missing.items():
+        stays, taken = stratified_division(labels[rest], fraction, rng)
+        rows[part], rest = rest[taken], rest[stays]
+    return {part: whole.part(chosen) for part, chosen in {**rows, "train": rest}.items()}
 
 
-def _split(labelled: LabelledImages) -> Split:
-    images = np.ascontiguousarray(labelled.images.transpose(0, 3, 1, 2))  # (N, H, W, C) -> (N, C, H, W)
-    return Split(torch.from_numpy(images), torch.from_numpy(np.ascontiguousarray(labelled.labels)))
+def _checked_split(given: LabelledImages | Split, *, where: str, num_classes: int) -> Split:
+    split = given if isinstance(given, Split) else _as_split(given, where)
+    count, channels, height, width = split.images.shape
+    if not count or height != width or channels not in (1, 3):
+        raise DataError(
+            f"{where}: images of shape {(count, height, width, channels)}; expected (N, size, size, 1 or 3), N > 0"
+        )
+    wrong = torch.nonzero((split.labels < 0) | (split.labels >= num_classes))
+    if len(wrong):
+        index = int(wrong[0])
+        raise DataError(
+            f"{where}: label {int(split.labels[index])} of image {index} is out of range; "
+            f"expected 0 to {num_classes - 1}"
+        )
+    return split
+
+
+def _as_split(labelled: LabelledImages, where: str) -> Split:
+    shape, labels = labelled.images.shape, labelled.labels
+    if len(shape) != 4:
+        raise DataError(f"{where}: images of shape {shape}; expected (N, size, size, 1 or 3)")
+    if labels.shape != shape[:1]:
+        raise DataError(f"{where}: {len(labels)} labels for {shape[0]} images; expected one each")
+    images = labelled.images.transpose(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+    return Split(_as_tensor(images), _as_tensor(labels))
+
+
+def _as_tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
+    # Writable: torch has no other tensors, and warns of an array that is not.
+    return torch.from_numpy(np.require(array, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
+
+
+def _check_same_size(splits: dict[str, Split], source: str) -> None:
+    shapes = {part: (*split.images.shape[2:], split.images.shape[1]) for part, split in splits.items()}
+    for part, shape in shapes.items():
+        if shape != shapes["train"]:
+            raise DataError(f"{source}: {part}: images of {shape}; expected {shapes['train']} as in train")
 
 
 def _check_classes(source: str, class_names: Sequence[str]) -> None:
@@ -117,26 +149,8 @@ def _check_classes(source: str, class_names: Sequence[str]) -> None:
         raise DataError(f"{source}: class name '{twice}' occurs more than once; expected distinct names")
 
 
-def _check_part(part: LabelledImages, *, reference: LabelledImages, where: str, num_classes: int) -> None:
-    shape, labels = part.images.shape, part.labels
-    if len(shape) != 4 or shape[1] != shape[2] or shape[3] not in (1, 3):
-        raise DataError(f"{where}: images of shape {shape}; expected (N, size, size, 1 or 3)")
-    if shape[1:] != reference.images.shape[1:]:
-        raise DataError(f"{where}: images of {shape[1:]}; expected {reference.images.shape[1:]} as in train")
-    if labels.shape != shape[:1] or not len(labels):
-        raise DataError(
-            f"{where}: {len(labels)} labels for {shape[0]} images; expected one each, at least one"
-        )
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(wrong):
-        raise DataError(
-            f"{where}: label {labels[wrong[0]]} of image {wrong[0]} is out of range; "
-            f"expected 0 to {num_classes - 1}"
-        )
-
-
-def _check_class_sizes(labels: Labels, class_names: Sequence[str], *, source: str, num_parts: int) -> None:
-    for label, count in enumerate(np.bincount(labels, minlength=len(class_names))):
+def _check_class_sizes(train: Split, class_names: Sequence[str], *, source: str, num_parts: int) -> None:
+    for label, count in enumerate(torch.bincount(train.labels, minlength=len(class_names)).tolist()):
         if count < num_parts:
             raise DataError(
                 f"{source}: class '{class_names[label]}' has {count} training images; "

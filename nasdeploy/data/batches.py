@@ -1,4 +1,4 @@
-"""Batches from splits that lie in memory, without worker processes.
+"""Batches from splits that lie in memory or in a file, without worker processes.
 
 A batch is (images, labels) on the split's device: float32 (B, C, H, W), 0 to 255, channels_last; int64 (B,).
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from nasdeploy.data.augment import Augmentation
+from nasdeploy.data.stored import StoredImages, image_chunks, take
 from nasdeploy.data.types import Split
 from nasdeploy.errors import ConfigError, RunFolderError
 
@@ -32,18 +33,23 @@ class TrainingBatches(Iterator[Batch]):
         self._batch_size = min(batch_size, len(split))
         self._generator = generator
         self._augment = augment
-        self._order = torch.empty(0, dtype=torch.int64, device=split.labels.device)
+        self._set_order(torch.empty(0, dtype=torch.int64))
         self._position = 0
 
     def __next__(self) -> Batch:
         if self._position + self._batch_size > len(self._order):
-            permutation = torch.randperm(len(self._split), generator=self._generator)
-            self._order = permutation.to(self._split.labels.device)  # once an epoch, not once a batch
+            self._set_order(torch.randperm(len(self._split), generator=self._generator))
             self._position = 0
-        indices = self._order[self._position : self._position + self._batch_size]
+        batch = slice(self._position, self._position + self._batch_size)
         self._position += self._batch_size
-        images = self._augment(self._split.images[indices], self._generator)
-        return as_input(images), self._split.labels[indices]
+        images = self._augment(take(self._split.images, self._image_order[batch]), self._generator)
+        return as_input(images), self._split.labels[self._label_order[batch]]
+
+    def _set_order(self, order: Tensor) -> None:
+        """Take ``order`` (N,), on the CPU, to where it is used: once an epoch, so that no batch waits for a device."""
+        self._order = order
+        self._label_order = order.to(self._split.labels.device)
+        self._image_order = order if isinstance(self._split.images, StoredImages) else self._label_order
 
     def next(self) -> Batch:
         """Return the next batch; the same as ``next(batches)``."""
@@ -53,7 +59,7 @@ class TrainingBatches(Iterator[Batch]):
         """Return the generator's state, the order of the epoch and the position in it."""
         return {
             "generator": self._generator.get_state(),
-            "order": self._order.cpu().clone(),
+            "order": self._order.clone(),
             "position": torch.tensor(self._position),
         }
 
@@ -66,7 +72,7 @@ class TrainingBatches(Iterator[Batch]):
                 "the training split; use the data and seed of the interrupted run"
             )
         self._generator.set_state(state["generator"])
-        self._order = order.to(self._split.labels.device)
+        self._set_order(order.cpu())
         self._position = int(state["position"])
 
 
@@ -83,9 +89,10 @@ def training_batches(
 def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:
     """Yield every image of ``split`` once, in order, unaugmented; the last batch may be smaller."""
     _check_batch_size(batch_size)
-    for start in range(0, len(split), batch_size):
-        batch = slice(start, start + batch_size)
-        yield as_input(split.images[batch]), split.labels[batch]
+    for images, labels in zip(
+        image_chunks(split.images, batch_size), torch.split(split.labels, batch_size), strict=True
+    ):
+        yield as_input(images), labels
 
 
 def as_input(images: Tensor) -> Tensor:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from nasdeploy.data.assembly import LabelledImages, assemble_dataset
-from nasdeploy.data.images import image_suffixes, in_threads, read_image, stack_pixels, stored_size
-from nasdeploy.data.types import Dataset
+from nasdeploy.data.contents import Contents, Request
+from nasdeploy.data.encoded import ImageFiles, decode_parts
+from nasdeploy.data.images import image_suffixes
 from nasdeploy.errors import DataError
-from nasdeploy.spaces.mobile import MAX_SIZE
 
 PART_OF_FOLDER = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 DESKTOP_FILES = frozenset(
@@ -25,32 +22,28 @@ DESKTOP_FILES = frozenset(
 class FileList:
     """Image files of one split, in a fixed order, with their labels."""
 
-    paths: tuple[Path, ...]
-    labels: tuple[int, ...]
+    paths: list[str]
+    labels: list[int]
 
 
-def load_folder(
-    root: Path, *, name: str, source: str, image_size: int | None, seed: int, valid_fraction: float
-) -> Dataset:
-    """Return the image set under ``root``; classes are the sorted names of the class folders of train.
+def is_class_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder with folders in it."""
+    return path.is_dir() and bool(_subfolders(path))
+
+
+def load_folder(request: Request) -> Contents:
+    """Return the image set under ``request.path``; classes are the sorted names of the class folders of train.
 
     One channel if all images of all splits are grey, else three. Without ``image_size`` all images must be
     squares of one size. Raises DataError naming the file or folder that is wrong.
     """
-    folders = _part_folders(root)
+    folders = _part_folders(request.path)
     class_names = [folder.name for folder in _subfolders(folders["train"])]
     files = {part: _list_files(folder, class_names) for part, folder in folders.items()}
-    parts = _read_parts(files, image_size)
-    return assemble_dataset(
-        name=name,
-        source=source,
-        class_names=class_names,
-        train=parts["train"],
-        valid=parts.get("valid"),
-        test=parts.get("test"),
-        seed=seed,
-        valid_fraction=valid_fraction,
-    )
+    encoded = ImageFiles([path for listed in files.values() for path in listed.paths])
+    labels = {part: listed.labels for part, listed in files.items()}
+    splits = decode_parts(encoded, labels, request)
+    return Contents(class_names=tuple(class_names), **splits)
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
@@ -75,16 +68,18 @@ def _part_folders(root: Path) -> dict[str, Path]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_clutter(path))
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_dir() and not _is_clutter(entry.name)]
+    return [folder / name for name in sorted(names)]
 
 
-def _is_clutter(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in DESKTOP_FILES
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in DESKTOP_FILES
 
 
 def _list_files(folder: Path, class_names: Sequence[str]) -> FileList:
     """Return the images of one split, class by class. Valid and test may lack a class, not add one."""
-    paths: list[Path] = []
+    paths: list[str] = []
     labels: list[int] = []
     class_folders = _subfolders(folder)
     if not class_folders:
@@ -94,58 +89,27 @@ def _list_files(folder: Path, class_names: Sequence[str]) -> FileList:
             raise DataError(
                 f"{class_folder}: class '{class_folder.name}' is not in train; expected a class of train"
             )
-        found = _images_below(class_folder)
+        found = _images_below(str(class_folder))
         if not found:
             raise DataError(f"{class_folder}: no images in this class folder; add some or remove the folder")
         paths += found
         labels += [class_names.index(class_folder.name)] * len(found)
-    return FileList(paths=tuple(paths), labels=tuple(labels))
+    return FileList(paths=paths, labels=labels)
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: str) -> list[str]:
+    """Return the paths, as text: a large set has more of them than would fit into memory as objects with parts."""
     found = []
-    for path in sorted(folder.iterdir()):
-        if _is_clutter(path):
-            continue
-        if path.is_dir():
-            found += _images_below(path)
-        elif path.suffix.lower() in image_suffixes():
-            found.append(path)
-        else:
-            raise DataError(
-                f"{path}: not an image by its suffix; expected .png, .jpg or another that Pillow opens"
-            )
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if _is_clutter(entry.name):
+                continue
+            if entry.is_dir():
+                found += _images_below(entry.path)
+            elif os.path.splitext(entry.name)[1].lower() in image_suffixes():
+                found.append(entry.path)
+            else:
+                raise DataError(
+                    f"{entry.path}: not an image by its suffix; expected .png, .jpg or another that Pillow opens"
+                )
     return found
-
-
-def _read_parts(files: dict[str, FileList], image_size: int | None) -> dict[str, LabelledImages]:
-    """Decode all splits together: whether they are grey, and their size, is one fact about the whole set."""
-    paths = [path for listed in files.values() for path in listed.paths]
-    if image_size is None:
-        _check_sizes(paths)
-    images = stack_pixels(in_threads(partial(read_image, image_size=image_size), paths))
-    parts = {}
-    start = 0
-    for part, listed in files.items():
-        stop = start + len(listed.paths)
-        labels = np.array(listed.labels, dtype=np.int64)
-        parts[part] = LabelledImages(images=images[start:stop], labels=labels)
-        start = stop
-    return parts
-
-
-def _check_sizes(paths: Sequence[Path]) -> None:
-    """Raise DataError unless all images are squares of one size. Reads only headers: it fails early."""
-    sizes = in_threads(stored_size, paths)
-    suggestion = f"--image-size {min(MAX_SIZE, *(min(size) for size in sizes))} resizes and crops them"
-    first = sizes[0]
-    for path, size in zip(paths, sizes, strict=True):
-        if size != first:
-            raise DataError(
-                f"{paths[0]} is {first[0]}x{first[1]} pixels but {path} is {size[0]}x{size[1]}; "
-                f"expected squares of one size; {suggestion}"
-            )
-    if first[0] != first[1]:
-        raise DataError(
-            f"{paths[0]} is {first[0]}x{first[1]} pixels, as are all; expected squares; {suggestion}"
-        )

@@ -1,4 +1,4 @@
-"""Accuracy and balance of labels, in NumPy. Accuracy is in [0, 1]."""
+"""Accuracy, balance of labels and weights of classes, in NumPy. Accuracy is in [0, 1]."""
 
 from __future__ import annotations
 
@@ -54,3 +54,21 @@ def is_unbalanced(labels: ClassIndices) -> bool:
     """Whether the most frequent class has over 1.5 times the images of the rarest that occurs."""
     _, counts = np.unique(labels, return_counts=True)
     return bool(len(counts) and counts.max() > UNBALANCED_RATIO * counts.min())
+
+
+def class_weights(labels: ClassIndices, num_classes: int) -> npt.NDArray[np.float32]:
+    """Return a weight for each class (num_classes,) with which all classes count alike in a mean over ``labels`` (n,).
+
+    n / (C * n_c) for a class of n_c labels, as scikit-learn's ``class_weight="balanced"``: C is the number of classes
+    that occur, so that the weights of all labels have the mean 1. 0 for a class without labels.
+    Raises DataError for wrong shapes or labels.
+    """
+    if labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
+        raise DataError(
+            f"class weights: labels of shape {labels.shape}; expected (n,) with n > 0, all of 0 to {num_classes - 1}"
+        )
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = np.zeros(num_classes, np.float32)
+    occurring = counts > 0
+    weights[occurring] = len(labels) / (occurring.sum() * counts[occurring])
+    return weights

@@ -1,4 +1,4 @@
-"""Image sets as tensors: splits, what was done to the pixels, and their statistics.
+"""Image sets: splits, what was done to the pixels, and their statistics.
 
 Notation: N images, C channels, H = W pixels. Pixels are uint8, 0 to 255, everywhere before a batch is made.
 """
@@ -8,11 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nasdeploy.data.stored import Images, StoredImages, image_chunks
 from nasdeploy.errors import DataError
 
 STD_FLOOR = 0.1
@@ -49,12 +53,12 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Labelled images on one device: ``images`` uint8 (N, C, H, W), ``labels`` int64 (N,).
+    """Labelled images on one device: ``images`` uint8 (N, C, H, W), in memory or in a file; ``labels`` int64 (N,).
 
     Raises DataError for other shapes or types.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __post_init__(self) -> None:
@@ -72,8 +76,17 @@ class Split:
         """Return the split on ``device``."""
         return Split(self.images.to(device), self.labels.to(device))
 
+    def part(self, indices: npt.NDArray[np.intp]) -> Split:
+        """Return the images at ``indices`` of a split on the CPU; those in a file are not read for it."""
+        images: Images
+        if isinstance(self.images, StoredImages):
+            images = self.images.select(indices)
+        else:
+            images = torch.from_numpy(self.images.numpy()[indices])
+        return Split(images, torch.from_numpy(self.labels.numpy()[indices]))
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, kw_only=True, eq=False)  # no slots: what is cached needs a place
 class Dataset:
     """Three disjoint splits of one image set. ``test`` is for the final figures only.
 
@@ -101,31 +114,51 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """Return a short hash of all pixels, labels and class names: what a stored search belongs to."""
-        digest = hashlib.sha256(json.dumps(self.class_names).encode())
-        for split in (self.train, self.valid, self.test):
-            digest.update(json.dumps(list(split.images.shape)).encode())
-            for tensor in (split.images, split.labels):
-                digest.update(tensor.cpu().contiguous().numpy().data)
-        return digest.hexdigest()[:16]
+        return self._fingerprint
 
     def normalisation(self) -> Normalisation:
         """Return the statistics of the train split, exact, ``std`` not below :data:`STD_FLOOR`."""
-        images = self.train.images.cpu()
-        statistics = [_channel_statistics(images[:, c]) for c in range(images.shape[1])]
+        return self._normalisation
+
+    # Both read every image, which takes long where they lie in a file; splits never change.
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for split in (self.train, self.valid, self.test):
+            digest.update(json.dumps(list(split.images.shape)).encode())
+            for chunk in image_chunks(split.images):
+                digest.update(chunk.cpu().contiguous().numpy().data)
+            digest.update(split.labels.cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def _normalisation(self) -> Normalisation:
+        statistics = [_mean_and_std(counts) for counts in _histogram(self.train.images)]
         return Normalisation(
             mean=tuple(mean for mean, _ in statistics),
             std=tuple(max(std, STD_FLOOR) for _, std in statistics),
         )
 
 
-def _channel_statistics(pixels: Tensor) -> tuple[float, float]:
-    """Mean and population standard deviation of uint8 ``pixels``, by histogram: no float copy of them."""
-    counts = torch.bincount(pixels.flatten(), minlength=256).to(torch.float64)
+def _histogram(images: Images) -> Tensor:
+    """Return how often each grey level occurs in each channel, int64 (C, 256): exact, with no float copy."""
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for chunk in image_chunks(images):
+        pixels = chunk.cpu()
+        counts += torch.stack(
+            [torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)]
+        )
+    return counts
+
+
+def _mean_and_std(counts: Tensor) -> tuple[float, float]:
+    """Return the mean and the population standard deviation of a histogram (256,)."""
     levels = torch.arange(256, dtype=torch.float64)
-    mean = (counts @ levels) / counts.sum()
-    variance = (counts @ (levels - mean) ** 2) / counts.sum()
+    shares = counts.to(torch.float64)
+    mean = (shares @ levels) / shares.sum()
+    variance = (shares @ (levels - mean) ** 2) / shares.sum()
     return float(mean), float(variance.sqrt())
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+def _describe(values: Images) -> str:
+    return f"{values.dtype} of shape {tuple(values.shape)}"

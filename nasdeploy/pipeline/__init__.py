@@ -12,18 +12,15 @@ from nasdeploy.costs.budgets import Feasibility, FeasibilityRow, feasibility
 from nasdeploy.costs.counting import counting_tables
 from nasdeploy.costs.file_size import file_size_table
 from nasdeploy.exporters.verification import Verification
+from nasdeploy.pipeline.benching import BenchResult, bench
 from nasdeploy.pipeline.building import BuildResult, ProfileResult, identity, run_build
 from nasdeploy.pipeline.certifying import CapResult
 from nasdeploy.pipeline.context import Job, check_buildable, default_folder, prepare, torch_environment
+from nasdeploy.pipeline.distributions import find_distributions, join_run
+from nasdeploy.pipeline.exporting import ExportResult, export_run
 from nasdeploy.pipeline.schedule import PlannedPhase, planned_phases, scaled, training_speed
-from nasdeploy.pipeline.searching import searched
-from nasdeploy.pipeline.selecting import Selection, Selector
-from nasdeploy.pipeline.tables import (
-    exact_tables,
-    profile_costs,
-    quick_latency_table,
-    require_counts_feasible,
-)
+from nasdeploy.pipeline.selecting import Selector, select_missing
+from nasdeploy.pipeline.tables import exact_tables, quick_latency_table
 from nasdeploy.pipeline.verifying import verify_run
 from nasdeploy.profiles import HardwareProfile
 from nasdeploy.profiles.messages import read_model
@@ -34,9 +31,11 @@ from nasdeploy.settings import EXPECTED, BuildSettings
 from nasdeploy.spaces import make_space
 
 __all__ = [
+    "BenchResult",
     "BuildResult",
     "BuildSettings",
     "CapResult",
+    "ExportResult",
     "Feasibility",
     "FeasibilityRow",
     "Plan",
@@ -44,8 +43,10 @@ __all__ = [
     "ProfileResult",
     "SearchResult",
     "Verification",
+    "bench",
     "build",
     "check_profile",
+    "export_run",
     "plan",
     "report",
     "search",
@@ -97,7 +98,8 @@ def build(
     the folder holds, or start over. Raises NasdeployError; a profile that fails alone is reported in the result.
     """
     with ExitStack() as stack:
-        return run_build(_open(stack, _with(settings, overrides), output_dir, observer, resume=resume))
+        settings = _with(settings, overrides, output_dir=output_dir if resume else None)
+        return run_build(_open(stack, settings, output_dir, observer, resume=resume))
 
 
 def search(
@@ -110,18 +112,11 @@ def search(
 ) -> SearchResult:
     """Search and select one architecture for every profile, without retraining it; arguments as in :func:`build`."""
     with ExitStack() as stack:
-        job = _open(stack, _with(settings, overrides), output_dir, observer, resume=resume)
+        settings = _with(settings, overrides, output_dir=output_dir if resume else None)
+        job = _open(stack, settings, output_dir, observer, resume=resume)
         with torch_environment(job):
-            require_counts_feasible(job)
-            costs = profile_costs(job)
-            supernet, optimizer = searched(job, costs)
-            fresh = [
-                Selection(costs=one, k=k)
-                for k, (name, one) in enumerate(costs.items())
-                if not job.folder.model(name).architecture.exists()
-            ]
-            if fresh:
-                Selector(job, supernet, optimizer).select(fresh)
+            found = find_distributions(job)
+            select_missing(job, found, Selector(job, found.supernet))
         return _search_result(job)
 
 
@@ -142,14 +137,15 @@ def plan(
     settings: BuildSettings | None = None, *, output_dir: str | Path | None = None, **overrides: Any
 ) -> Plan:
     """Return what :func:`build` would do; writes nothing. Takes seconds: latency is measured at the ends only."""
-    settings = _with(settings, overrides)
+    settings = _with(settings, overrides, output_dir=output_dir)
     folder = RunFolder(Path(output_dir) if output_dir is not None else default_folder(settings))
     job = prepare(settings, folder=folder, observer=Silent())
     with torch_environment(job):
         speed = training_speed(job)
     num_runtimes = _num_runtimes(job)
-    settings = scaled(settings, num_runtimes=num_runtimes, images_per_second=speed)
-    phases = planned_phases(settings, num_runtimes=num_runtimes, images_per_second=speed)
+    sizes = job.image_sizes
+    settings = scaled(settings, image_sizes=sizes, num_runtimes=num_runtimes, images_per_second=speed)
+    phases = planned_phases(settings, image_sizes=sizes, num_runtimes=num_runtimes, images_per_second=speed)
     shape = "x".join(map(str, job.dataset.image_shape))
     return Plan(
         run_dir=folder.path,
@@ -174,13 +170,15 @@ def check_profile(
     space: str = "mobile",
     image_shape: tuple[int, int, int] = (1, 28, 28),
     num_classes: int = 10,
+    image_sizes: Sequence[int] = (),
 ) -> Feasibility:
     """Return what the space costs on ``profile`` and whether its caps can be met, in seconds.
 
+    image_sizes: several to choose from, the largest that of ``image_shape``; none: only that one.
     Raises ConfigError where the profile's runtime is not on this machine.
     """
     check_buildable(profile)
-    made = make_space(space, image_shape, num_classes)
+    made = make_space(space, image_shape, num_classes, image_sizes=image_sizes)
     tables = {
         **counting_tables(made),
         "latency": quick_latency_table(made, profile.runtime),
@@ -216,6 +214,8 @@ def _open(
         facts=lambda: _facts(job),
     )
     stored = read_json(folder.run)
+    if resumed:
+        join_run(job, stored)
     steps = stored["steps"]
     settings = settings.model_copy(
         update={
@@ -224,7 +224,12 @@ def _open(
         }
     )
     observers: Sequence[Observer] = [EventLog(folder.events), *([observer] if observer else [])]
-    job = job.with_(settings=settings, observer=Several(*observers), threads=stored["threads"])
+    job = job.with_(
+        settings=settings,
+        observer=Several(*observers),
+        searched=tuple(HardwareProfile.from_dict(stored["profiles"][name]) for name in stored["searched"]),
+        threads=stored["threads"],
+    )
     if resumed:
         job.observer.note(f"{folder.path}: continuing the build that is there")
     return job
@@ -236,7 +241,10 @@ def _facts(job: Job) -> dict[str, Any]:
     if settings.time_budget is not None:
         with torch_environment(job):
             settings = scaled(
-                settings, num_runtimes=_num_runtimes(job), images_per_second=training_speed(job)
+                settings,
+                image_sizes=job.image_sizes,
+                num_runtimes=_num_runtimes(job),
+                images_per_second=training_speed(job),
             )
     steps = {"search": settings.search.num_steps, "retrain": settings.retrain.num_steps}
     return {**identity(job), "steps": steps}
@@ -246,10 +254,23 @@ def _num_runtimes(job: Job) -> int:
     return len({(p.runtime.key(), p.runtime.channel_multiple) for p in job.profiles})
 
 
-def _with(settings: BuildSettings | None, overrides: dict[str, Any]) -> BuildSettings:
-    settings = settings or BuildSettings()
+def _with(
+    settings: BuildSettings | None, overrides: dict[str, Any], *, output_dir: str | Path | None
+) -> BuildSettings:
+    """Return ``settings`` with ``overrides``; None: those of the run in ``output_dir``, or the defaults."""
+    if settings is None:
+        settings = stored_settings(output_dir) or BuildSettings()
     if not overrides:
         return settings
     return read_model(
         BuildSettings, {**settings.model_dump(), **overrides}, source="build", expected=EXPECTED
     )
+
+
+def stored_settings(run_dir: str | Path | None) -> BuildSettings | None:
+    """Return the settings of the run in ``run_dir``, None where there is no run."""
+    folder = RunFolder(Path(run_dir)) if run_dir is not None else None
+    if folder is None or not folder.run.exists():
+        return None
+    stored = read_json(folder.run, schema="nasdeploy/run/1")
+    return read_model(BuildSettings, stored["settings"], source=str(folder.run), expected=EXPECTED)

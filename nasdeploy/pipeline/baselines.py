@@ -35,19 +35,21 @@ def build_baselines(job: Job, costs: Mapping[str, ProfileCosts], builder: Builde
 
 def _build(job: Job, costs: ProfileCosts, builder: Builder, kind: str, architecture: Architecture) -> None:
     name = costs.profile.name
-    network, _ = builder.retrain(f"{name} ({kind} baseline)", architecture)
+    checkpoint = job.folder.baseline_checkpoint(name, kind)
+    network, _ = builder.retrain(f"{name} ({kind} baseline)", architecture, checkpoint=checkpoint)
     with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
         path = Path(folder, "model.onnx")
         make_exporter(job.settings.exporter).export(
             network,
-            image_shape=job.dataset.image_shape,
+            image_shape=job.space.input_shape(architecture),
             path=path,
             opset=costs.profile.runtime.opset,
             batch_size=None,
             metadata=metadata_of(job, costs.profile, architecture),
         )
-        predictions = onnx_predictions(path, job.dataset.test.images)
-    labels = job.dataset.test.labels.numpy()
+        test = job.at(architecture).dataset.test
+        predictions = onnx_predictions(path, test.images)
+    labels = test.labels.numpy()
     accuracy = accuracy_metrics(predictions, labels, num_classes=job.dataset.num_classes)
     choices = np.array([architecture.choices])
     write_json(
@@ -62,6 +64,7 @@ def _build(job: Job, costs: ProfileCosts, builder: Builder, kind: str, architect
             "macro": accuracy.macro,
         },
     )
+    checkpoint.unlink(missing_ok=True)
 
 
 def _random(job: Job, costs: ProfileCosts) -> Architecture | None:

@@ -22,19 +22,20 @@ from nasdeploy.networks import build_network
 from nasdeploy.pipeline.baselines import build_baselines
 from nasdeploy.pipeline.certifying import CapResult, cap_results, measure_latency_caps
 from nasdeploy.pipeline.context import Job, dataset_facts, package_versions, torch_environment
+from nasdeploy.pipeline.distributions import Distributions, find_distributions
 from nasdeploy.pipeline.models import Builder, training_facts
 from nasdeploy.pipeline.schedule import training_speed
-from nasdeploy.pipeline.searching import searched
 from nasdeploy.pipeline.selecting import (
     SAFETY,
     Selection,
     Selector,
     architecture_hash_of,
     latency_room,
+    select_missing,
     stored_architecture,
     tighten,
 )
-from nasdeploy.pipeline.tables import ProfileCosts, profile_costs, require_counts_feasible
+from nasdeploy.pipeline.tables import ProfileCosts
 from nasdeploy.reporting import write_checksums, write_model_card, write_report
 from nasdeploy.runs import ModelFolder, read_json
 
@@ -80,16 +81,22 @@ class BuildResult:
 def run_build(job: Job) -> BuildResult:
     """Carry out a build in its claimed folder; what is already there is used."""
     with torch_environment(job):
-        costs, builder, selector = _search_and_prepare(job)
+        if not job.folder.search_result.exists():
+            speed = training_speed(job)
+            job.observer.note(
+                f"the largest network trains at {speed:.0f} images/s here ({job.threads} threads)"
+            )
+        found = find_distributions(job)
+        builder, selector = Builder(job, found.supernet), Selector(job, found.supernet)
         given_up: set[str] = set()
         while True:
-            _build_pending(job, costs, builder, selector)
-            broken = _finish_pending(job, costs, given_up)
+            _build_pending(job, found, builder, selector)
+            broken = _finish_pending(job, found.costs, given_up)
             if not broken:
                 break
-            given_up |= selector.select([_next_selection(job, costs, *item) for item in broken.items()])
+            given_up |= selector.select([_next_selection(job, found, *item) for item in broken.items()])
         if job.settings.baselines:
-            build_baselines(job, costs, builder)
+            build_baselines(job, found.costs, builder)
     for profile in job.profiles:
         write_model_card(job.folder, profile.name)
         write_checksums(job.folder.model(profile.name).path)
@@ -98,25 +105,9 @@ def run_build(job: Job) -> BuildResult:
     return BuildResult(run_dir=job.folder.path, profiles=results, report=report)
 
 
-def _search_and_prepare(job: Job) -> tuple[dict[str, ProfileCosts], Builder, Selector]:
-    require_counts_feasible(job)
-    costs = profile_costs(job)
-    if not job.folder.search_result.exists():
-        speed = training_speed(job)
-        job.observer.note(f"the largest network trains at {speed:.0f} images/s here ({job.threads} threads)")
-    supernet, optimizer = searched(job, costs)
-    return costs, Builder(job, supernet), Selector(job, supernet, optimizer)
-
-
-def _build_pending(job: Job, costs: Mapping[str, ProfileCosts], builder: Builder, selector: Selector) -> None:
+def _build_pending(job: Job, found: Distributions, builder: Builder, selector: Selector) -> None:
     """Select, retrain, export and verify every profile that has no figures yet."""
-    fresh = [
-        Selection(costs=one, k=k)
-        for k, (name, one) in enumerate(costs.items())
-        if not job.folder.model(name).architecture.exists()
-    ]
-    if fresh:
-        selector.select(fresh)
+    select_missing(job, found, selector)
     for profile in job.profiles:
         if not _is_finished(job.folder.model(profile.name)):
             builder.build(profile)
@@ -188,13 +179,13 @@ _Broken = dict[str, float]
 """By metric, what is allowed over what the exported file has, less a safety margin."""
 
 
-def _next_selection(job: Job, costs: Mapping[str, ProfileCosts], name: str, rooms: _Broken) -> Selection:
+def _next_selection(job: Job, found: Distributions, name: str, rooms: _Broken) -> Selection:
     """Return what is to be selected instead of a network whose file broke a cap."""
     stored = read_json(job.folder.model(name).architecture)
     job.observer.note(f"{name}: the exported file broke a cap ({', '.join(rooms)}); selecting again")
     selection = Selection(
-        costs=costs[name],
-        k=list(costs).index(name),
+        costs=found.costs[name],
+        source=found.sources[name],
         tightened=dict(stored["tightened"]),
         attempt=stored["attempt"] + 1,
     )
@@ -205,8 +196,9 @@ def _next_selection(job: Job, costs: Mapping[str, ProfileCosts], name: str, room
 
 def _exact_values(job: Job, name: str) -> dict[str, float]:
     """Return what the stand-alone network and the exported file really have: built again and counted."""
-    network = build_network(job.space, stored_architecture(job, name), job.normalise())
-    count = count_network(network, job.dataset.image_shape)
+    architecture = stored_architecture(job, name)
+    network = build_network(job.space, architecture, job.normalise())
+    count = count_network(network, job.space.input_shape(architecture))
     file_size = job.folder.model(name).model.stat().st_size
     return {"params": count.params, "flops": count.flops, "macs": count.macs, "file_size": file_size}
 
@@ -245,7 +237,7 @@ def _status(name: str, caps: Sequence[CapResult], verify: Mapping[str, Any]) -> 
 
 def _test_accuracy(job: Job, name: str) -> dict[str, Any]:
     """Return the accuracy of the ONNX file on the test split: the one time that split is read."""
-    test = job.dataset.test
+    test = job.at(stored_architecture(job, name)).dataset.test
     predictions = onnx_predictions(job.folder.model(name).model, test.images)
     accuracy = accuracy_metrics(predictions, test.labels.numpy(), num_classes=job.dataset.num_classes)
     return {
@@ -292,7 +284,7 @@ def identity(job: Job) -> dict[str, Any]:
         "machine": machine_fingerprint(),
         "threads": job.threads,
         "device": str(job.device),
-        "dataset": dataset_facts(job.dataset),
+        "dataset": dataset_facts(job),
         "space": {
             "name": job.space.name,
             "fingerprint": job.space.fingerprint(),
@@ -300,4 +292,5 @@ def identity(job: Job) -> dict[str, Any]:
             "num_architectures": str(math.prod(job.space.num_candidates())),
         },
         "profiles": {profile.name: profile.to_dict() for profile in job.profiles},
+        "searched": [profile.name for profile in job.profiles],
     }

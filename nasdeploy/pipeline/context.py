@@ -20,18 +20,25 @@ from nasdeploy.costs.counting import counting_tables
 from nasdeploy.costs.machine import machine_fingerprint
 from nasdeploy.costs.sessions import check_runtime_available
 from nasdeploy.costs.table import CostTable
-from nasdeploy.data import Dataset, TrainingBatches, load_dataset, make_augmentation, training_batches
-from nasdeploy.data.metrics import is_unbalanced
+from nasdeploy.data import (
+    Dataset,
+    Normalisation,
+    TrainingBatches,
+    load_dataset,
+    make_augmentation,
+    training_batches,
+)
+from nasdeploy.data.metrics import class_weights, is_unbalanced
 from nasdeploy.data.types import Split
-from nasdeploy.errors import ConfigError
+from nasdeploy.errors import ConfigError, RunFolderError
 from nasdeploy.exporters import make_exporter
 from nasdeploy.exporters.opsets import check_opset
 from nasdeploy.networks import Normalise
 from nasdeploy.profiles import HardwareProfile, load_profile
 from nasdeploy.progress import Observer
-from nasdeploy.runs import RunFolder
+from nasdeploy.runs import RunFolder, read_json
 from nasdeploy.settings import BuildSettings, parse_duration
-from nasdeploy.spaces import SearchSpace, make_space
+from nasdeploy.spaces import Architecture, SearchSpace, make_space
 from nasdeploy.training.memory import keep_freed_memory
 from nasdeploy.training.precision import resolve_device
 from nasdeploy.training.recalibration import MIN_IMAGES
@@ -44,20 +51,50 @@ _VERSIONED = ("torch", "torchvision", "onnx", "onnxruntime", "fvcore", "numpy")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Settings and everything that follows from them; computed once, changed by no phase."""
+    """Settings and everything that follows from them; computed once, changed by no phase.
+
+    profiles: what this call is to build. searched: what the search of the run is for, in the order of its
+    distributions. dataset: at the largest image size; :meth:`at` gives the job of another one. data_fingerprint,
+    normalisation: of the dataset at its largest size, for networks of all sizes.
+    """
 
     settings: BuildSettings
     folder: RunFolder
     observer: Observer
     profiles: tuple[HardwareProfile, ...]
+    searched: tuple[HardwareProfile, ...]
     dataset: Dataset
+    data_fingerprint: str
+    normalisation: Normalisation
     space: SearchSpace
     device: torch.device
     threads: int
 
-    def with_(self, *, settings: BuildSettings, observer: Observer, threads: int) -> Job:
-        """Return this job with its resolved settings, observer and threads."""
-        return replace(self, settings=settings, observer=observer, threads=threads)
+    def with_(
+        self,
+        *,
+        settings: BuildSettings,
+        observer: Observer,
+        searched: tuple[HardwareProfile, ...],
+        threads: int,
+    ) -> Job:
+        """Return this job with its resolved settings, observer, searched profiles and threads."""
+        return replace(self, settings=settings, observer=observer, searched=searched, threads=threads)
+
+    def at(self, architecture: Architecture) -> Job:
+        """Return this job with the images at the size that ``architecture`` takes, read from their source again."""
+        size = self.space.input_shape(architecture)[1]
+        if size == self.dataset.image_shape[1]:
+            return self
+        if size not in self._sized:
+            self._sized[size] = replace(
+                self, dataset=_load(self.settings, size), data_fingerprint=self.data_fingerprint
+            )
+        return self._sized[size]
+
+    @cached_property
+    def _sized(self) -> dict[int, Job]:
+        return {}
 
     @cached_property
     def train(self) -> Split:
@@ -80,10 +117,22 @@ class Job:
         """Exact tables of params and FLOPs."""
         return dict(counting_tables(self.space))
 
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """The sizes that the search chooses among, in pixels, or the one that there is."""
+        return self.settings.image_sizes or (self.dataset.image_shape[1],)
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """The weight of each class in the losses (num_classes,), None where all count alike."""
+        if self.settings.class_weights == "none":
+            return None
+        weights = class_weights(self.dataset.train.labels.numpy(), num_classes=self.dataset.num_classes)
+        return torch.from_numpy(weights).to(device=self.device, dtype=torch.float32)
+
     def normalise(self) -> Normalise:
         """Return a new normalisation layer of the training images."""
-        found = self.dataset.normalisation()
-        return Normalise(found.mean, found.std)
+        return Normalise(self.normalisation.mean, self.normalisation.std)
 
     def seed(self, purpose: str) -> int:
         """Return a seed for one purpose, so that no two parts draw from one stream."""
@@ -105,12 +154,8 @@ class Job:
         )
 
     def fingerprint(self) -> str:
-        """Return a short hash of all that the build depends on: settings, profiles and data."""
-        parts = [
-            self.settings.fingerprint(),
-            *(p.fingerprint() for p in self.profiles),
-            self.dataset.fingerprint(),
-        ]
+        """Return a short hash of all that every profile of a run depends on: settings, data and space."""
+        parts = [self.settings.fingerprint(), self.data_fingerprint, self.space.fingerprint()]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -134,19 +179,55 @@ def prepare(
     if settings.time_budget is not None:
         parse_duration(settings.time_budget)
     profiles = profiles or _profiles(settings)
-    _check_borrowed(settings, profiles)
+    if not folder.run.exists():  # a profile that is added to a run is measured where the other run has it not
+        _check_borrowed(settings, profiles)
     device = resolve_device(settings.device)
-    dataset = load_dataset(settings.data, image_size=settings.image_size, seed=settings.seed)
+    sizes = settings.image_sizes
+    dataset = _load(settings, max(sizes, default=None))
     return Job(
         settings=settings,
         folder=folder,
         observer=observer,
         profiles=profiles,
+        searched=profiles,
         dataset=dataset,
-        space=make_space(settings.space, dataset.image_shape, dataset.num_classes),
+        data_fingerprint=dataset.fingerprint(),
+        normalisation=dataset.normalisation(),
+        space=make_space(
+            settings.space,
+            dataset.image_shape,
+            dataset.num_classes,
+            image_sizes=sizes if len(sizes) > 1 else (),
+        ),
         device=device,
         threads=settings.threads or default_threads(),
     )
+
+
+def finished_job(run_dir: str | Path, observer: Observer) -> Job:
+    """Return the job of a stored run, to read from.
+
+    Raises RunFolderError where there is none, or its data has changed.
+    """
+    folder = RunFolder(Path(run_dir))
+    stored = read_json(folder.run, schema="nasdeploy/run/1")
+    settings = BuildSettings.model_validate(stored["settings"])
+    job = prepare(
+        settings.model_copy(update={"latency_from": None}),  # its tables were copied: that run may be gone
+        folder=folder,
+        observer=observer,
+        profiles=tuple(HardwareProfile.from_dict(data) for data in stored["profiles"].values()),
+    )
+    if job.data_fingerprint != stored["dataset"]["fingerprint"]:
+        raise RunFolderError(
+            f"{folder.run}: the data in {job.settings.data} has changed since the build "
+            f"(fingerprint {job.data_fingerprint}, expected {stored['dataset']['fingerprint']})"
+        )
+    return job
+
+
+def _load(settings: BuildSettings, image_size: int | None) -> Dataset:
+    return load_dataset(settings.data, image_size=image_size, seed=settings.seed)
 
 
 def _profiles(settings: BuildSettings) -> tuple[HardwareProfile, ...]:
@@ -211,16 +292,17 @@ def package_versions() -> dict[str, str]:
 
 
 def default_folder(settings: BuildSettings) -> Path:
-    """Return the run folder of ``settings``: the same settings find the same folder, others another one."""
+    """Return the run folder of ``settings``: the same settings find the same folder, whatever the profiles."""
     return Path("runs") / f"{Path(settings.data).stem or 'data'}-{settings.fingerprint()[:8]}"
 
 
-def dataset_facts(dataset: Dataset) -> dict[str, Any]:
+def dataset_facts(job: Job) -> dict[str, Any]:
     """Return what ``run.json`` says of the data."""
+    dataset = job.dataset
     return {
         "name": dataset.name,
         "source": dataset.source,
-        "fingerprint": dataset.fingerprint(),
+        "fingerprint": job.data_fingerprint,
         "image_shape": list(dataset.image_shape),
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,17 +15,21 @@ from nasdeploy.exporters.verification import Verification, VerifyLimits, verify_
 from nasdeploy.files import write_json
 from nasdeploy.networks import Supernet, build_network
 from nasdeploy.pipeline.context import Job
+from nasdeploy.pipeline.resuming import Checkpoint, carry_out
 from nasdeploy.pipeline.selecting import stored_architecture
+from nasdeploy.pipeline.steps import StepReports
 from nasdeploy.pipeline.tables import metadata_of
 from nasdeploy.profiles import HardwareProfile
 from nasdeploy.runs import ModelFolder, read_json
-from nasdeploy.spaces.base import Architecture
+from nasdeploy.spaces.base import RESOLUTION, Architecture, SearchSpace
 from nasdeploy.training.evaluation import loss_and_accuracy
 from nasdeploy.training.recalibration import recalibrate
-from nasdeploy.training.retraining import Teacher, retrain
+from nasdeploy.training.retraining import Retraining, Teacher
 
 TRAINING_SCHEMA = "nasdeploy/training/1"
+CHECKPOINT_SCHEMA = "nasdeploy/retraining-checkpoint/1"
 PARITY_IMAGES = 1_000  # latency.md, Export gate
+MAX_PARITY_IMAGES = 5_000
 
 
 class Builder:
@@ -34,7 +38,7 @@ class Builder:
     def __init__(self, job: Job, supernet: Supernet) -> None:
         self._job = job
         self._supernet = supernet
-        self._teacher: Teacher | None = None
+        self._teachers: dict[Architecture, Teacher] = {}
 
     def build(self, profile: HardwareProfile) -> Verification:
         """Make ``model.onnx`` of ``profile`` from its stored architecture, and check that it computes the same.
@@ -46,24 +50,15 @@ class Builder:
         network = self.trained(profile.name, architecture, folder)
         make_exporter(self._job.settings.exporter).export(
             network,
-            image_shape=self._job.dataset.image_shape,
+            image_shape=self._job.space.input_shape(architecture),
             path=folder.model,
             opset=profile.runtime.opset,
             batch_size=None if self._job.settings.dynamic_batch else profile.runtime.batch_size,
             metadata=metadata_of(self._job, profile, architecture),
         )
-        verification = self._verify(network, folder, profile)
+        verification = verify_network(self._job.at(architecture), network, folder.model, profile)
         write_json(folder.verify, verification.to_json())
         return verification
-
-    def _verify(self, network: nn.Module, folder: ModelFolder, profile: HardwareProfile) -> Verification:
-        return verify_export(
-            folder.model,
-            network,
-            parity_images(self._job),
-            limits=VerifyLimits(min_images=min(PARITY_IMAGES, len(self._job.valid) + len(self._job.train))),
-            opset=profile.runtime.opset,
-        )
 
     def trained(self, name: str, architecture: Architecture, folder: ModelFolder) -> nn.Module:
         """Return the trained network on the CPU, in evaluation mode: from the run folder, or trained now."""
@@ -71,49 +66,40 @@ class Builder:
             network: nn.Module = build_network(self._job.space, architecture, self._job.normalise())
             network.load_state_dict(self._job.folder.load_tensors(folder.weights))
             return network.eval()
-        network, facts = self.retrain(name, architecture)
+        network, facts = self.retrain(name, architecture, checkpoint=folder.checkpoint)
         self._job.folder.save_tensors(folder.weights, network.state_dict())
         write_json(folder.training, {"schema": TRAINING_SCHEMA, "profile": name, **facts})
+        folder.checkpoint.unlink(missing_ok=True)
         return network
 
-    def retrain(self, name: str, architecture: Architecture) -> tuple[nn.Module, dict[str, Any]]:
-        """Train ``architecture`` by the recipe of the settings; return it on the CPU with the facts of its training."""
-        job, settings = self._job, self._job.settings.retrain
-        started = time.perf_counter()
+    def retrain(
+        self, name: str, architecture: Architecture, *, checkpoint: Path
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """Train ``architecture`` by the recipe of the settings; return it on the CPU with the facts of its training.
+
+        checkpoint: the file that holds the state of the training meanwhile; the caller deletes it.
+        """
+        job, settings = self._job.at(architecture), self._job.settings.retrain
         phase = f"retrain {name}"
         job.observer.start(phase, settings.num_steps)
-
-        def report(step: int, loss: Tensor) -> None:
-            if step % 10 == 0:  # reading a value waits for the device
-                value = float(loss)
-                job.observer.advance(
-                    phase, step, {"loss": round(value, 4) if math.isfinite(value) else "not finite"}
-                )
-
-        network = retrain(
+        loop = Retraining(
             self._start(architecture),
             job.batches(job.train, purpose="retrain", batch_size=settings.batch_size, augment=True),
             settings,
-            teacher=self._shared_teacher() if settings.distillation_weight > 0.0 else None,
-            report=report,
+            teacher=self._teacher(architecture) if settings.distillation_weight > 0.0 else None,
+            class_weights=job.class_weights,
         )
-        loss, accuracy = loss_and_accuracy(network, job.valid.images, job.valid.labels)
-        if not math.isfinite(loss):
-            raise ConfigError(
-                f"retrain.learning_rate = {settings.learning_rate}: the training of {name} diverged (its loss is not "
-                "finite); expected a lower rate, such as 0.05"
-            )
-        seconds = time.perf_counter() - started
-        job.observer.finish(phase, {"seconds": round(seconds, 1), "validation accuracy": round(accuracy, 4)})
-        facts = {
-            "validation": {"loss": loss, "accuracy": accuracy},
-            "retraining": {
-                "start": settings.start,
-                "num_steps": settings.num_steps,
-                "seconds": seconds,
-                "images_per_second": settings.num_steps * settings.batch_size / seconds,
-            },
-        }
+        reports = StepReports(job.observer, phase)
+        owner = f"{job.fingerprint()}/{job.space.to_names(architecture)}"
+        seconds = carry_out(
+            loop,
+            Checkpoint(checkpoint, schema=CHECKPOINT_SCHEMA, owner=owner),
+            after_step=lambda loss: reports.add(loop.num_done, loss),
+            before_save=reports.flush,
+        )
+        reports.flush()
+        network = loop.result()
+        facts = _facts(job, name, network, seconds)
         return network.cpu().to(memory_format=torch.contiguous_format), facts
 
     def _start(self, architecture: Architecture) -> nn.Module:
@@ -125,20 +111,72 @@ class Builder:
 
     def _inherited(self, architecture: Architecture) -> nn.Module:
         network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)
-        recalibrate(network, self._job.recalibration_images)
+        recalibrate(network, self._job.at(architecture).recalibration_images)
         return network
 
-    def _shared_teacher(self) -> Teacher:
-        if self._teacher is None:
-            self._teacher = Teacher(self._inherited(self._job.space.largest()))
-        return self._teacher
+    def _teacher(self, architecture: Architecture) -> Teacher:
+        """Return the largest network that takes the images of ``architecture``."""
+        largest = _largest_like(self._job.space, architecture)
+        if largest not in self._teachers:
+            self._teachers[largest] = Teacher(self._inherited(largest))
+        return self._teachers[largest]
+
+
+def _largest_like(space: SearchSpace, architecture: Architecture) -> Architecture:
+    """Return the largest architecture of the same resolution."""
+    choices = [
+        kept if decision.name == RESOLUTION else largest
+        for decision, kept, largest in zip(
+            space.decisions, architecture.choices, space.largest().choices, strict=True
+        )
+    ]
+    return Architecture(tuple(choices))
+
+
+def verify_network(job: Job, network: nn.Module, path: Path, profile: HardwareProfile) -> Verification:
+    """Return the checks of the exported file at ``path`` against its network, on the images of ``job``."""
+    images = parity_images(job)
+    return verify_export(
+        path,
+        network,
+        images,
+        limits=VerifyLimits(min_images=min(PARITY_IMAGES, len(images))),
+        opset=profile.runtime.opset,
+    )
+
+
+def _facts(job: Job, name: str, network: nn.Module, seconds: float) -> dict[str, Any]:
+    """Return what is to be stored of a training. Raises ConfigError where it diverged."""
+    settings = job.settings.retrain
+    loss, accuracy = loss_and_accuracy(
+        network, job.valid.images, job.valid.labels, class_weights=job.class_weights
+    )
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"retrain.learning_rate = {settings.learning_rate}: the training of {name} diverged (its loss is not "
+            "finite); expected a lower rate, such as 0.05"
+        )
+    found = {"seconds": round(seconds, 1), "validation accuracy": round(accuracy, 4)}
+    job.observer.finish(f"retrain {name}", found)
+    return {
+        "validation": {"loss": loss, "accuracy": accuracy},
+        "retraining": {
+            "start": settings.start,
+            "num_steps": settings.num_steps,
+            "seconds": seconds,
+            "images_per_second": settings.num_steps * settings.batch_size / seconds,
+        },
+    }
 
 
 def parity_images(job: Job) -> Tensor:
     """Return the real images that outputs are compared on: of the validation split, then training images."""
-    images = job.dataset.valid.images
+    valid, train = job.dataset.valid.images, job.dataset.train.images
+    # drawn at random where there are more: splits are sorted by class
+    order = torch.randperm(len(valid), generator=job.generator("parity"))[:MAX_PARITY_IMAGES]
+    images = valid[order.sort().values]
     if len(images) < PARITY_IMAGES:
-        images = torch.cat([images, job.dataset.train.images[: PARITY_IMAGES - len(images)]])
+        images = torch.cat([images, train[: PARITY_IMAGES - len(images)]])
     return images
 
 

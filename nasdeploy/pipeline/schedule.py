@@ -6,6 +6,7 @@ The unit of work is one training image of the space's largest network, forward a
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,6 @@ from nasdeploy.training.schedules import make_optimizer
 FORWARD_SHARE = 1 / 6
 SAMPLED_SHARE = 0.5
 SMALLEST_SHARE = 0.1
-TABLE_SECONDS = 20.0
 EXPORT_SECONDS = 3.0
 CERTIFY_SECONDS = 8.0
 MIN_SCALE = 0.02
@@ -35,19 +35,28 @@ class PlannedPhase:
 
 
 def planned_phases(
-    settings: BuildSettings, *, num_runtimes: int, images_per_second: float
+    settings: BuildSettings, *, image_sizes: Sequence[int], num_runtimes: int, images_per_second: float
 ) -> list[PlannedPhase]:
-    """Return the phases of a build and how long they take where the largest network trains at that speed."""
+    """Return the phases of a build and how long they take where the largest network trains at that speed.
+
+    image_sizes: that of the images, or those to choose from, in pixels.
+    """
     num_profiles = len(settings.profiles)
     files = num_profiles * (EXPORT_SECONDS + CERTIFY_SECONDS / 3) + CERTIFY_SECONDS * num_runtimes
     retrained = num_profiles * (3 if settings.baselines else 1)
     return [
-        PlannedPhase(name="latency tables", seconds=TABLE_SECONDS * num_runtimes),
+        PlannedPhase(name="latency tables", seconds=table_seconds(image_sizes) * num_runtimes),
         PlannedPhase(name="search", seconds=_search_work(settings) / images_per_second),
         PlannedPhase(name="select", seconds=_selection_work(settings) / images_per_second),
         PlannedPhase(name="retrain", seconds=_retrain_work(settings, retrained) / images_per_second),
         PlannedPhase(name="export, verify, certify", seconds=files),
     ]
+
+
+def table_seconds(image_sizes: Sequence[int]) -> float:
+    """Return about how long a latency table takes; fitted to tables of 28 to 224 px and of three sizes together."""
+    areas = [size**2 for size in image_sizes]
+    return 5.0 + 0.825e-3 * sum(areas) / len(areas) + 0.425e-3 * sum(areas)
 
 
 def _search_work(settings: BuildSettings) -> float:
@@ -67,14 +76,18 @@ def _retrain_work(settings: BuildSettings, num_networks: int) -> float:
     return images * (num_networks * SAMPLED_SHARE + FORWARD_SHARE)
 
 
-def scaled(settings: BuildSettings, *, num_runtimes: int, images_per_second: float) -> BuildSettings:
+def scaled(
+    settings: BuildSettings, *, image_sizes: Sequence[int], num_runtimes: int, images_per_second: float
+) -> BuildSettings:
     """Return ``settings`` with the steps of search and retraining scaled to its time budget.
 
     What does not depend on the steps is not scaled; where it alone exceeds the budget, the smallest schedule is used.
     """
     if settings.time_budget is None:
         return settings
-    phases = planned_phases(settings, num_runtimes=num_runtimes, images_per_second=images_per_second)
+    phases = planned_phases(
+        settings, image_sizes=image_sizes, num_runtimes=num_runtimes, images_per_second=images_per_second
+    )
     by_steps = sum(phase.seconds for phase in phases if phase.name in ("search", "retrain"))
     fixed = sum(phase.seconds for phase in phases) - by_steps
     scale = max(MIN_SCALE, (parse_duration(settings.time_budget) - fixed) / by_steps)

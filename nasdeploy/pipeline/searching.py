@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nasdeploy.files import write_json, write_whole
 from nasdeploy.networks import Supernet
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.pipeline.context import Job
+from nasdeploy.pipeline.history import SHOWN_METRICS, History, mean_ess, to_csv
+from nasdeploy.pipeline.resuming import Checkpoint, carry_out
+from nasdeploy.pipeline.steps import StepReports
 from nasdeploy.pipeline.tables import ProfileCosts
 from nasdeploy.progress import Value
 from nasdeploy.runs import read_json
-from nasdeploy.searchers.oneshot import SearchStep, run_search, to_architectures
+from nasdeploy.searchers.oneshot import OneShotSearch, SearchStep, to_architectures
 
 RESULT_SCHEMA = "nasdeploy/search/1"
 STATE_SCHEMA = "nasdeploy/search-state/1"
-SHOWN_METRICS = ("latency", "flops", "params")
-HEADER = ("step", "stage", "seconds", "loss")
-LOSS_INTERVAL = 10
+CHECKPOINT_SCHEMA = "nasdeploy/search-checkpoint/1"
 
 
 def make_objective(costs: ProfileCosts, *, tightened: Mapping[str, float] | None = None) -> Objective:
@@ -64,11 +60,12 @@ def make_optimizer(job: Job, costs: Mapping[str, ProfileCosts]) -> PooledOptimiz
 
 
 def searched(job: Job, costs: Mapping[str, ProfileCosts]) -> tuple[Supernet, PooledOptimizer]:
-    """Return the trained supernet and the distributions: from the run folder, or searched now and stored there."""
+    """Return the trained supernet and the distributions: from the run folder, or searched now and stored there.
+
+    costs: of the profiles that the search is for, in the order of its distributions.
+    """
     supernet, optimizer = make_supernet(job), make_optimizer(job, costs)
-    if all(
-        path.exists() for path in (job.folder.search_result, job.folder.supernet, job.folder.search_state)
-    ):
+    if is_searched(job):
         supernet.load_state_dict(job.folder.load_tensors(job.folder.supernet))
         optimizer.load_state_dict(read_json(job.folder.search_state, schema=STATE_SCHEMA)["optimizer"])
     else:
@@ -76,14 +73,18 @@ def searched(job: Job, costs: Mapping[str, ProfileCosts]) -> tuple[Supernet, Poo
     return supernet, optimizer
 
 
+def is_searched(job: Job) -> bool:
+    """Return whether the run folder holds a finished search."""
+    folder = job.folder
+    return all(path.exists() for path in (folder.search_result, folder.supernet, folder.search_state))
+
+
 def _search(
     job: Job, costs: Mapping[str, ProfileCosts], supernet: Supernet, optimizer: PooledOptimizer
 ) -> None:
     settings = job.settings.search
-    started = time.perf_counter()
     job.observer.start("search", settings.num_steps)
-    history = _History(list(costs), optimizer)
-    steps = run_search(
+    loop = OneShotSearch(
         supernet,
         optimizer,
         train=job.batches(job.train, purpose="search/train", batch_size=settings.batch_size, augment=True),
@@ -92,19 +93,44 @@ def _search(
         ),
         settings=settings,
         rng=np.random.default_rng(job.seed("search/architectures")),
+        class_weights=job.class_weights,
     )
-    for step in steps:
-        row = history.add(step, time.perf_counter() - started)
-        job.observer.advance("search", step.step, row)
-    seconds = time.perf_counter() - started
+    history = History(job.folder.search_history_part, names=list(costs), optimizer=optimizer)
+    checkpoint = Checkpoint(
+        job.folder.search_checkpoint, schema=CHECKPOINT_SCHEMA, owner="/".join([job.fingerprint(), *costs])
+    )
+
+    reports = StepReports(job.observer, "search")
+
+    def after_step(step: SearchStep) -> None:
+        reports.add(step.step, step.loss, history.add(step))
+
+    def before_save() -> None:
+        history.flush()
+        reports.flush()
+
+    seconds = carry_out(loop, checkpoint, after_step=after_step, before_save=before_save)
+    reports.flush()
+    rows = history.rows(settings.num_steps)
     job.folder.save_tensors(job.folder.supernet, supernet.state_dict())
     write_json(job.folder.search_state, {"schema": STATE_SCHEMA, "optimizer": optimizer.state_dict()})
-    write_whole(job.folder.search_history, history.to_csv().encode())
-    write_json(job.folder.search_result, _result(job, optimizer, history, seconds))
+    write_whole(job.folder.search_history, to_csv(rows).encode())
+    write_json(
+        job.folder.search_result, _result(job, optimizer, names=list(costs), rows=rows, seconds=seconds)
+    )
+    checkpoint.discard()
+    history.discard()
     job.observer.finish("search", {"seconds": round(seconds, 1)})
 
 
-def _result(job: Job, optimizer: PooledOptimizer, history: _History, seconds: float) -> dict[str, object]:
+def _result(
+    job: Job,
+    optimizer: PooledOptimizer,
+    *,
+    names: Sequence[str],
+    rows: Sequence[Mapping[str, Value]],
+    seconds: float,
+) -> dict[str, object]:
     settings = job.settings.search
     modes = to_architectures(optimizer.modes())
     diagnostics = optimizer.diagnostics
@@ -119,58 +145,9 @@ def _result(job: Job, optimizer: PooledOptimizer, history: _History, seconds: fl
             name: {
                 "mode": job.space.to_names(modes[k]),
                 "entropy": diagnostics.entropy[k] if diagnostics else None,
-                "ess": history.mean_ess(k),
+                "ess": mean_ess(rows, name),
                 "expected_costs": {metric: optimizer.expected_cost(k, metric) for metric in SHOWN_METRICS},
             }
-            for k, name in enumerate(history.names)
+            for k, name in enumerate(names)
         },
     }
-
-
-class _History:
-    """One row a step, for ``history.csv`` and for progress."""
-
-    def __init__(self, names: list[str], optimizer: PooledOptimizer) -> None:
-        self.names = names
-        self._optimizer = optimizer
-        self._rows: list[dict[str, Value]] = []
-        self._losses: list[Tensor] = []  # on the device: reading one waits for it
-        self._shown_loss: Value = ""
-        self._ess: list[tuple[float, ...]] = []
-
-    def add(self, step: SearchStep, seconds: float) -> dict[str, Value]:
-        diagnostics = step.diagnostics
-        row: dict[str, Value] = {
-            "step": step.step,
-            "stage": "warm-up" if diagnostics is None else "search",
-            "seconds": round(seconds, 3),
-        }
-        self._losses.append(step.loss)
-        if step.step % LOSS_INTERVAL == 1:
-            loss = float(step.loss)
-            self._shown_loss = round(loss, 6) if math.isfinite(loss) else "not finite"
-        row["loss"] = self._shown_loss
-        if diagnostics is not None:
-            self._ess.append(diagnostics.ess)
-        for k, name in enumerate(self.names):
-            row[f"ess.{name}"] = round(diagnostics.ess[k], 3) if diagnostics else ""
-            row[f"stepped.{name}"] = int(diagnostics.stepped[k]) if diagnostics else ""
-            row[f"entropy.{name}"] = round(diagnostics.entropy[k], 4) if diagnostics else ""
-            for metric in SHOWN_METRICS:
-                row[f"{metric}.{name}"] = float(f"{self._optimizer.expected_cost(k, metric):.6g}")
-        self._rows.append(row)
-        return row
-
-    def mean_ess(self, k: int) -> float | None:
-        return float(np.mean([ess[k] for ess in self._ess])) if self._ess else None
-
-    def to_csv(self) -> str:
-        text = io.StringIO()
-        losses = torch.stack(self._losses).tolist()
-        rows = [{**row, "loss": round(loss, 6)} for row, loss in zip(self._rows, losses, strict=True)]
-        writer = csv.DictWriter(
-            text, fieldnames=[*HEADER, *(k for k in rows[0] if k not in HEADER)], lineterminator="\n"
-        )
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from nasdeploy.costs.certification import MIN_BLOCKS, CapCheck
 from nasdeploy.costs.table import CostTable
+from nasdeploy.data import Split
 from nasdeploy.errors import InfeasibleError
 from nasdeploy.exporters.metadata import architecture_hash
 from nasdeploy.files import write_json
 from nasdeploy.networks import Supernet
 from nasdeploy.optim.pooled import PooledOptimizer
+from nasdeploy.optim.surrogate import RidgeSurrogate
 from nasdeploy.pipeline.certifying import measure_latency_caps
 from nasdeploy.pipeline.context import Job
+from nasdeploy.pipeline.distributions import Distributions, Source
 from nasdeploy.pipeline.searching import make_objective
 from nasdeploy.pipeline.tables import ProfileCosts, write_untrained
 from nasdeploy.runs import read_json
@@ -36,7 +40,7 @@ class Selection:
     """What is being selected for one profile. tightened: factors on its caps. attempt: from 1."""
 
     costs: ProfileCosts
-    k: int
+    source: Source
     tightened: dict[str, float] = field(default_factory=dict)
     attempt: int = 1
     finalist: Finalist | None = None
@@ -48,11 +52,12 @@ class Selection:
 class Selector:
     """Chooses architectures from a finished search; evaluations are shared by all profiles and attempts."""
 
-    def __init__(self, job: Job, supernet: Supernet, optimizer: PooledOptimizer) -> None:
+    def __init__(self, job: Job, supernet: Supernet) -> None:
         self._job = job
-        self._optimizer = optimizer
-        self._judge = FinalistJudge(supernet, recalibration_images=job.recalibration_images, valid=job.valid)
-        self._surrogate = fit_surrogate(optimizer)
+        self._judge = FinalistJudge(
+            supernet, images=lambda a: _images(job.at(a)), class_weights=job.class_weights
+        )
+        self._surrogates: dict[int, RidgeSurrogate] = {}
 
     def select(self, pending: Sequence[Selection]) -> set[str]:
         """Choose for each of ``pending`` a network that keeps its latency cap when measured, and store it.
@@ -82,11 +87,12 @@ class Selector:
     def _choose(self, selection: Selection) -> bool:
         """Choose the best finalist within the tightened caps; return False where there is none."""
         objective = make_objective(selection.costs, tightened=selection.tightened)
+        source = selection.source
         found = candidates(
-            self._optimizer,
-            selection.k,
+            source.optimizer,
+            source.k,
             objective=objective,
-            surrogate=self._surrogate,
+            surrogate=self._surrogate(source.optimizer),
             seed=self._job.seed("select"),
         )
         if len(found) == 0:
@@ -103,6 +109,13 @@ class Selector:
         selection.num_candidates = len(found)
         selection.objective = best.loss + float(objective.penalty(np.array([best.architecture.choices]))[0])
         return True
+
+    def _surrogate(self, optimizer: PooledOptimizer) -> RidgeSurrogate:
+        """Return the model of the losses that ``optimizer`` knows: fitted once."""
+        key = id(optimizer)
+        if key not in self._surrogates:
+            self._surrogates[key] = fit_surrogate(optimizer)
+        return self._surrogates[key]
 
     def _probe(self, selections: Sequence[Selection]) -> dict[str, CapCheck]:
         """Return what was measured of the chosen networks, from the store where they were measured before."""
@@ -177,6 +190,21 @@ class Selector:
                 "tightened": selection.tightened,
             },
         )
+
+
+def select_missing(job: Job, found: Distributions, selector: Selector) -> None:
+    """Choose an architecture for every profile of the job that has none yet."""
+    fresh = [
+        Selection(costs=costs, source=found.sources[name])
+        for name, costs in found.costs.items()
+        if not job.folder.model(name).architecture.exists()
+    ]
+    if fresh:
+        selector.select(fresh)
+
+
+def _images(job: Job) -> tuple[Tensor, Split]:
+    return job.recalibration_images, job.valid
 
 
 def tighten(selection: Selection, metric: str, *, room: float, predicted: float) -> None:

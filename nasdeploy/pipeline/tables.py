@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,14 @@ class ProfileCosts:
         )
 
 
-def profile_costs(job: Job) -> dict[str, ProfileCosts]:
-    """Return the costs of every profile, measured once for each runtime, stored in the run folder.
+def profile_costs(job: Job, profiles: Sequence[HardwareProfile]) -> dict[str, ProfileCosts]:
+    """Return the costs of ``profiles``, measured once for each runtime, stored in the run folder.
 
     Raises InfeasibleError when some profile has a budget that the space cannot meet.
     """
-    _borrow_tables(job)
+    _borrow_tables(job, profiles)
     measured: dict[tuple[str, int], LatencyTable] = {}
-    found = {profile.name: _costs_of(job, profile, measured) for profile in job.profiles}
+    found = {profile.name: _costs_of(job, profile, measured) for profile in profiles}
     _require_all_feasible([feasibility(costs.profile, job.space, costs.tables) for costs in found.values()])
     return found
 
@@ -161,14 +161,14 @@ def _key(runtime: Runtime) -> tuple[str, int]:
     return runtime.key(), runtime.channel_multiple
 
 
-def _borrow_tables(job: Job) -> None:
+def _borrow_tables(job: Job, profiles: Sequence[HardwareProfile]) -> None:
     """Copy the latency tables of the run named by ``latency_from``, for profiles that have none here yet."""
     if job.settings.latency_from is None:
         return
     other = RunFolder(Path(job.settings.latency_from))
-    for profile in job.profiles:
+    for profile in profiles:
         source, target = other.latency(profile.name), job.folder.latency(profile.name)
-        if not target.exists():
+        if source.exists() and not target.exists():
             stored = read_json(source, schema=SCHEMA)
             table = LatencyTable.from_json(stored["table"])
             table.check_matches(job.space, profile.runtime, machine=machine_fingerprint())
@@ -182,20 +182,20 @@ def _metadata_bytes(job: Job, profile: HardwareProfile) -> int:
 
 def metadata_of(job: Job, profile: HardwareProfile, architecture: Architecture) -> dict[str, str]:
     """Return the metadata of the file of ``architecture`` for ``profile``."""
-    normalisation = job.dataset.normalisation()
+    image_shape = job.space.input_shape(architecture)
     return model_metadata(
         profile=profile.name,
         precision=profile.runtime.precision,
         budget=profile.to_dict()["budget"],
         space=job.space.name,
         architecture=job.space.to_names(architecture),
-        dataset=job.dataset.fingerprint(),
+        dataset=job.data_fingerprint,
         seed=job.settings.seed,
         versions=package_versions(),
-        image_shape=job.dataset.image_shape,
-        preprocessing=job.dataset.preprocessing.to_dict(),
-        mean=normalisation.mean,
-        std=normalisation.std,
+        image_shape=image_shape,
+        preprocessing=replace(job.dataset.preprocessing, image_size=image_shape[1]).to_dict(),
+        mean=job.normalisation.mean,
+        std=job.normalisation.std,
         labels=job.dataset.class_names,
     )
 
@@ -207,7 +207,7 @@ def write_untrained(space: SearchSpace, architecture: Architecture, path: Path, 
     layers = [(name, spec, random_weights(spec, rng)) for name, spec in space.named_layers(architecture)]
     model = network_graph(
         layers,
-        image_shape=space.image_shape,
+        image_shape=space.input_shape(architecture),
         mean=[127.5] * channels,
         scale=[1 / 127.5] * channels,
         batch_size=None,

@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from nasdeploy.errors import RunFolderError
-from nasdeploy.exporters.verification import Verification, VerifyLimits, verify_export
+from nasdeploy.exporters.verification import Verification
 from nasdeploy.networks import build_network
-from nasdeploy.pipeline.context import prepare
-from nasdeploy.pipeline.models import PARITY_IMAGES, parity_images
+from nasdeploy.pipeline.context import finished_job
+from nasdeploy.pipeline.models import verify_network
 from nasdeploy.pipeline.selecting import stored_architecture
-from nasdeploy.profiles import HardwareProfile
 from nasdeploy.progress import Observer, Silent
-from nasdeploy.runs import RunFolder, read_json
-from nasdeploy.settings import BuildSettings
 
 
 def verify_run(run_dir: str | Path, observer: Observer | None = None) -> dict[str, Verification]:
@@ -21,33 +18,15 @@ def verify_run(run_dir: str | Path, observer: Observer | None = None) -> dict[st
 
     Raises RunFolderError where there is no run, or its data has changed.
     """
-    folder = RunFolder(Path(run_dir))
-    stored = read_json(folder.run, schema="nasdeploy/run/1")
-    job = prepare(
-        BuildSettings.model_validate(stored["settings"]),
-        folder=folder,
-        observer=observer or Silent(),
-        profiles=tuple(HardwareProfile.from_dict(data) for data in stored["profiles"].values()),
-    )
-    found = job.dataset.fingerprint()
-    if found != stored["dataset"]["fingerprint"]:
-        raise RunFolderError(
-            f"{folder.run}: the data in {job.settings.data} has changed since the build "
-            f"(fingerprint {found}, expected {stored['dataset']['fingerprint']})"
-        )
+    job = finished_job(run_dir, observer or Silent())
+    folder = job.folder
     results = {}
     for profile in job.profiles:
         model = folder.model(profile.name)
         if not model.model.exists():
             raise RunFolderError(f"{model.model}: not found; nasdeploy build into the same folder makes it")
-        network = build_network(job.space, stored_architecture(job, profile.name), job.normalise())
+        architecture = stored_architecture(job, profile.name)
+        network = build_network(job.space, architecture, job.normalise())
         network.load_state_dict(folder.load_tensors(model.weights))
-        images = parity_images(job)
-        results[profile.name] = verify_export(
-            model.model,
-            network.eval(),
-            images,
-            limits=VerifyLimits(min_images=min(PARITY_IMAGES, len(images))),
-            opset=profile.runtime.opset,
-        )
+        results[profile.name] = verify_network(job.at(architecture), network.eval(), model.model, profile)
     return results

@@ -35,7 +35,7 @@ def collect_report(run: RunFolder) -> dict[str, Any]:
         "complete": all(profile["status"] != UNFINISHED for profile in profiles),
         "run": {key: value for key, value in identity.items() if key not in ("schema", "profiles")},
         "profiles": profiles,
-        "search": collect_search(run, list(identity["profiles"])),
+        "search": collect_search(run, list(identity["searched"])),
         "totals": collect_totals(run),
     }
 

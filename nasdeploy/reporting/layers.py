@@ -15,8 +15,14 @@ def space_of(identity: Mapping[str, Any]) -> SearchSpace | None:
     """Return the search space of a run, None where it comes from a plug-in that is missing or has changed."""
     dataset, stored = identity["dataset"], identity["space"]
     channels, height, width = dataset["image_shape"]
+    sizes = identity["settings"].get("image_size")
     try:
-        space = make_space(stored["name"], (channels, height, width), dataset["num_classes"])
+        space = make_space(
+            stored["name"],
+            (channels, height, width),
+            dataset["num_classes"],
+            image_sizes=tuple(sizes) if isinstance(sizes, list) else (),
+        )
     except ConfigError:  # only the drawing of the chain is lost: the names of the candidates are still shown
         return None
     return space if space.fingerprint() == stored["fingerprint"] else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,20 +32,32 @@ class Finalist:
 
 
 class FinalistJudge:
-    """Evaluates stand-alone copies of supernet architectures, each once for all profiles."""
+    """Evaluates stand-alone copies of supernet architectures, each once for all profiles.
 
-    def __init__(self, supernet: Supernet, *, recalibration_images: Tensor, valid: Split) -> None:
+    images: gives the images that an architecture is recalibrated with and the validation split, at its size.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        *,
+        images: Callable[[Architecture], tuple[Tensor, Split]],
+        class_weights: Tensor | None = None,
+    ) -> None:
         self._supernet = supernet
-        self._recalibration_images = recalibration_images
-        self._valid = valid
+        self._images = images
+        self._class_weights = class_weights
         self._known: dict[Architecture, Finalist] = {}
 
     def judge(self, architecture: Architecture) -> Finalist:
         """Return the finalist of ``architecture``."""
         if architecture not in self._known:
             network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)
-            recalibrate(network, self._recalibration_images)
-            loss, accuracy = loss_and_accuracy(network, self._valid.images, self._valid.labels)
+            recalibration_images, valid = self._images(architecture)
+            recalibrate(network, recalibration_images)
+            loss, accuracy = loss_and_accuracy(
+                network, valid.images, valid.labels, class_weights=self._class_weights
+            )
             self._known[architecture] = Finalist(architecture=architecture, loss=loss, accuracy=accuracy)
         return self._known[architecture]
 

@@ -1,0 +1,166 @@
+"""Where the architectures of a profile come from: the search of the run, or its adaptation to a profile added later.
+
+A search covers every profile whose candidates it trained (:func:`nasdeploy.searchers.adapting.uncovered`), with the
+same data, space and settings. Such a profile may join the run after the search, without training shared weights again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nasdeploy.errors import RunFolderError
+from nasdeploy.files import write_json
+from nasdeploy.networks import Supernet
+from nasdeploy.optim.pooled import PooledOptimizer
+from nasdeploy.pipeline.context import Job
+from nasdeploy.pipeline.searching import is_searched, make_objective, searched
+from nasdeploy.pipeline.tables import ProfileCosts, profile_costs, require_counts_feasible
+from nasdeploy.profiles import HardwareProfile
+from nasdeploy.runs import read_json
+from nasdeploy.searchers.adapting import NUM_LOSS_STEPS, adapt, uncovered
+
+ADAPTATION_SCHEMA = "nasdeploy/adaptation/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Source:
+    """Distribution ``k`` of ``optimizer``, with all losses that it knows."""
+
+    optimizer: PooledOptimizer
+    k: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Distributions:
+    """The trained supernet, and by profile of the job its costs and its distribution."""
+
+    supernet: Supernet
+    costs: Mapping[str, ProfileCosts]
+    sources: Mapping[str, Source]
+
+
+def find_distributions(job: Job) -> Distributions:
+    """Return the distributions of all profiles of ``job``: stored ones, or searched or adapted now.
+
+    Raises InfeasibleError, before any training, where a profile has a budget that the space cannot meet.
+    """
+    require_counts_feasible(job)
+    costs = profile_costs(job, [*job.searched, *(p for p in job.profiles if p not in job.searched)])
+    names = [profile.name for profile in job.searched]
+    supernet, joint = searched(job, {name: costs[name] for name in names})
+    sources = {}
+    for profile in job.profiles:
+        if profile.name in names:
+            sources[profile.name] = Source(optimizer=joint, k=names.index(profile.name))
+        else:
+            adapted = _adapted(job, costs[profile.name], supernet, joint)
+            sources[profile.name] = Source(optimizer=adapted, k=0)
+    return Distributions(
+        supernet=supernet,
+        costs={profile.name: costs[profile.name] for profile in job.profiles},
+        sources=sources,
+    )
+
+
+def _adapted(job: Job, costs: ProfileCosts, supernet: Supernet, joint: PooledOptimizer) -> PooledOptimizer:
+    """Return the distribution of an added profile: the stored one, or the search adapted to it now."""
+    name, path = costs.profile.name, job.folder.adapted(costs.profile.name)
+    objective = make_objective(costs)
+    if path.exists():
+        stored = PooledOptimizer(
+            num_candidates=joint.num_candidates, objectives=[objective], masks=[costs.mask]
+        )
+        stored.load_state_dict(read_json(path, schema=ADAPTATION_SCHEMA)["optimizer"])
+        return stored
+    settings = job.settings.search
+    started = time.perf_counter()
+    job.observer.start(f"adapt {name}")
+    found = adapt(
+        joint,
+        objective=objective,
+        mask=costs.mask,
+        supernet=supernet,
+        valid=job.batches(
+            job.valid, purpose=f"adapt/{name}", batch_size=settings.loss_batch_size, augment=False
+        ),
+        num_loss_samples=settings.num_loss_samples,
+        rng=np.random.default_rng(job.seed(f"adapt/{name}/architectures")),
+        class_weights=job.class_weights,
+    )
+    seconds = time.perf_counter() - started
+    within = int(objective.feasible(joint.archive.choices).sum())
+    facts = _facts(
+        name, found, joint, num_loss_samples=settings.num_loss_samples, seconds=seconds, within=within
+    )
+    write_json(path, facts)
+    job.observer.finish(f"adapt {name}", {"seconds": round(seconds, 1), "recorded within its caps": within})
+    return found
+
+
+def _facts(
+    name: str,
+    found: PooledOptimizer,
+    joint: PooledOptimizer,
+    *,
+    num_loss_samples: int,
+    seconds: float,
+    within: int,
+) -> dict[str, Any]:
+    return {
+        "schema": ADAPTATION_SCHEMA,
+        "profile": name,
+        "seconds": seconds,
+        "num_recorded": len(joint.archive.losses),
+        "num_recorded_within_caps": within,
+        "num_evaluations": NUM_LOSS_STEPS * num_loss_samples,
+        "optimizer": found.state_dict(),
+    }
+
+
+def join_run(job: Job, stored: Mapping[str, Any]) -> None:
+    """Make those profiles of ``job`` that the run does not know yet a part of it.
+
+    stored: the content of ``run.json``. Raises RunFolderError where the search is unfinished or does not cover a
+    profile, and where a profile has another definition than in the run.
+    """
+    new = []
+    for profile in job.profiles:
+        known = stored["profiles"].get(profile.name)
+        if known is None:
+            new.append(profile)
+        elif known != profile.to_dict():
+            raise RunFolderError(
+                f"{job.folder.path}: its profile '{profile.name}' is another one; give this one another name, choose "
+                "another folder with --output-dir, or start over with --no-resume"
+            )
+    if new:
+        _check_covered(job, stored, new)
+        sources = dict(zip([p.name for p in job.profiles], job.settings.profiles, strict=True))
+        job.folder.add_profiles({p.name: p.to_dict() for p in new}, sources=[sources[p.name] for p in new])
+
+
+def _check_covered(job: Job, stored: Mapping[str, Any], new: Sequence[HardwareProfile]) -> None:
+    names = ", ".join(profile.name for profile in new)
+    if not is_searched(job):
+        raise RunFolderError(
+            f"{job.folder.path}: its search, for {', '.join(stored['searched'])}, is not finished; let the command "
+            f"that began it finish before {names} is added, or choose another folder with --output-dir"
+        )
+    trained = [
+        job.space.candidate_mask(stored["profiles"][name]["runtime"]["channel_multiple"])
+        for name in stored["searched"]
+    ]
+    for profile in new:
+        missing = uncovered(
+            job.space, searched=trained, wanted=job.space.candidate_mask(profile.runtime.channel_multiple)
+        )
+        if missing is not None:
+            raise RunFolderError(
+                f"{job.folder.path}: its search does not cover {profile.name}: no network with {missing} was trained; "
+                "search for all profiles together in another folder (--output-dir)"
+            )

@@ -1,0 +1,446 @@
+"""Image sets larger than memory: files of decoded images, and that they equal what fits into memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from nasdeploy.data import (
+    Dataset,
+    Split,
+    StoredImages,
+    evaluation_batches,
+    image_chunks,
+    load_dataset,
+    make_augmentation,
+    training_batches,
+)
+from nasdeploy.data.cache import cache_folder
+from nasdeploy.data.stored import PixelFile
+from nasdeploy.errors import DataError
+from nasdeploy.exporters.runtime import onnx_predictions
+from nasdeploy.training.evaluation import loss_and_accuracy, predict
+from nasdeploy.training.recalibration import recalibrate
+
+ROOT = Path(__file__).parents[1]
+PER_CLASS = 20
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("NASDEPLOY_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path, rng) -> Path:
+    """Two classes of 20 images of about 12x12 pixels, some grey and some in colour."""
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(PER_CLASS):
+            shape = (12 + i % 3, 13, 3) if i % 2 else (12, 12 + i % 3)
+            pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i:02}.png")
+    return tmp_path / "photos"
+
+
+def load(path: Path, *, stored: bool = True, **options) -> Dataset:
+    """Load 8x8 images: into the cache, or into memory."""
+    memory_limit = 0 if stored else 2**30
+    return load_dataset(str(path), **{"seed": 0, "image_size": 8, "memory_limit": memory_limit} | options)
+
+
+def names(folder: Path, suffix: str) -> list[str]:
+    return sorted(path.name for path in folder.glob(f"*{suffix}"))
+
+
+def splits(dataset: Dataset) -> list[Split]:
+    return [dataset.train, dataset.valid, dataset.test]
+
+
+# ── stored images ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def pair(tmp_path, rng) -> tuple[StoredImages, torch.Tensor]:
+    """Thirty images in a file, and the same in memory."""
+    pixels = rng.integers(0, 256, (30, 3, 4, 4), dtype=np.uint8)
+    np.save(tmp_path / "pixels.npy", pixels)
+    return StoredImages(PixelFile(tmp_path / "pixels.npy")), torch.from_numpy(pixels)
+
+
+@pytest.mark.parametrize(
+    "key", [slice(None), slice(3, 9), slice(28, 50), slice(5, 5), slice(20, 2, 5), slice(1, 20, 7)]
+)
+def test_slices_equal_those_of_a_tensor(pair, key):
+    stored, tensor = pair
+    assert torch.equal(stored[key], tensor[key])
+
+
+@pytest.mark.parametrize("indices", [[], [4], [0, 1, 2, 3], [29, 0, 1, 2, 17, 18, 5, 5, 4]])
+def test_indices_equal_those_of_a_tensor(pair, indices):
+    stored, tensor = pair
+    indices = torch.tensor(indices, dtype=torch.int64)
+    assert torch.equal(stored[indices], tensor[indices])
+
+
+def test_surface_is_that_of_a_tensor(pair):
+    stored, tensor = pair
+    for name in ("shape", "dtype", "ndim", "device"):
+        assert getattr(stored, name) == getattr(tensor, name)
+    assert len(stored) == len(tensor)
+    assert torch.equal(torch.stack(list(stored)), tensor)
+    chosen = np.array([9, 2, 3, 25])
+    selected = stored.select(chosen)
+    assert selected.shape == (4, 3, 4, 4)
+    assert torch.equal(selected[1:4], tensor[chosen[1:4]])
+    assert torch.equal(selected.select(np.array([3, 0]))[:], tensor[[25, 9]])
+
+
+def test_batches_arrive_on_the_device_that_was_asked_for(pair):
+    stored, _ = pair
+    moved = stored.to("meta")
+    assert moved.device == torch.device("meta")
+    assert moved[2:7].device == torch.device("meta")
+    assert moved.select(np.arange(3))[torch.tensor([0, 2])].shape == (2, 3, 4, 4)
+    assert moved.cpu()[0:1].device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "key", [torch.tensor([True] * 30), torch.tensor([1], dtype=torch.int32), torch.zeros(1, 1).long()]
+)
+def test_other_indices_are_refused(pair, key):
+    with pytest.raises(TypeError, match=r"expected torch\.int64, 1-d"):
+        pair[0][key]
+
+
+def test_index_beyond_the_end_is_refused(pair):
+    with pytest.raises(IndexError):
+        pair[0][torch.tensor([30])]
+
+
+def test_file_that_shrinks_is_named(pair, tmp_path):
+    stored, _ = pair
+    os.truncate(tmp_path / "pixels.npy", 500)
+    with pytest.raises(DataError, match=r"pixels\.npy: has become shorter"):
+        stored[:]
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((3, 4, 4), np.uint8), np.zeros((3, 1, 4, 4), np.float32)], ids=["3-d", "float32"]
+)
+def test_other_files_are_no_pixel_files(tmp_path, array):
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(ValueError, match="holds"):
+        PixelFile(tmp_path / "x.npy")
+
+
+def test_chunks_hold_every_image_once_in_order(pair):
+    for images in pair:
+        assert [len(chunk) for chunk in image_chunks(images, 12)] == [12, 12, 6]
+        assert torch.equal(torch.cat(list(image_chunks(images, 12))), pair[1])
+        assert torch.equal(torch.cat(list(image_chunks(images))), pair[1])
+
+
+# ── the same dataset ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_stored_set_equals_the_one_in_memory(photos):
+    stored, kept = load(photos), load(photos, stored=False)
+    assert stored.fingerprint() == kept.fingerprint()
+    assert stored.normalisation() == kept.normalisation()
+    assert (stored.preprocessing, stored.class_names) == (kept.preprocessing, kept.class_names)
+    for one, other in zip(splits(stored), splits(kept), strict=True):
+        assert isinstance(one.images, StoredImages)
+        assert isinstance(other.images, torch.Tensor)
+        assert torch.equal(one.images[:], other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_division_of_a_stored_set_depends_on_the_seed_alone(photos):
+    for seed in (0, 1):
+        assert load(photos, seed=seed).fingerprint() == load(photos, seed=seed, stored=False).fingerprint()
+    assert load(photos).fingerprint() != load(photos, seed=1).fingerprint()
+
+
+def test_given_splits_are_kept(tmp_path, photos):
+    photos.rename(tmp_path / "train")
+    for part, value in (("valid", 50), ("test", 60)):
+        for name in ("cat", "dog"):
+            (tmp_path / "set" / part / name).mkdir(parents=True)
+            Image.new("L", (9, 9), value).save(tmp_path / "set" / part / name / "x.png")
+    (tmp_path / "train").rename(tmp_path / "set" / "train")
+    stored, kept = load(tmp_path / "set"), load(tmp_path / "set", stored=False)
+    assert [len(split) for split in splits(stored)] == [40, 2, 2]
+    assert stored.valid.images[:].unique().tolist() == [50]
+    assert stored.test.images[:].unique().tolist() == [60]
+    assert stored.fingerprint() == kept.fingerprint()
+
+
+def test_grey_images_are_stored_with_one_channel(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "grey" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8), 10 * i).save(tmp_path / "grey" / name / f"{i}.png")
+    assert load(tmp_path / "grey").image_shape == (1, 8, 8)
+    assert load(tmp_path / "grey", image_size=None).image_shape == (1, 8, 8)
+    # Below the limit with one channel, above it with three.
+    assert isinstance(load(tmp_path / "grey", memory_limit=8 * 64).train.images, torch.Tensor)
+    assert isinstance(
+        load(tmp_path / "grey", memory_limit=8 * 64 - 1, image_size=7).train.images, torch.Tensor
+    )
+
+
+def test_training_batches_are_the_same(photos):
+    batches = []
+    for dataset in (load(photos), load(photos, stored=False)):
+        generator = torch.Generator().manual_seed(3)
+        augment = make_augmentation("light", dataset.image_shape)
+        batches.append(training_batches(dataset.train, batch_size=6, generator=generator, augment=augment))
+    for _ in range(10):
+        (images, labels), (other_images, other_labels) = map(next, batches)
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+    state = batches[0].state_dict()
+    expected = next(batches[0])
+    batches[1].load_state_dict(state)
+    assert torch.equal(next(batches[1])[0], expected[0])
+
+
+def test_evaluation_batches_are_the_same(photos):
+    found = zip(
+        evaluation_batches(load(photos).valid, 4),
+        evaluation_batches(load(photos, stored=False).valid, 4),
+        strict=True,
+    )
+    for (images, labels), (other_images, other_labels) in found:
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+def test_evaluation_and_recalibration_are_the_same(photos):
+    results = []
+    for dataset in (load(photos), load(photos, stored=False)):
+        layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)
+        for layer in (layers[0], layers[3]):
+            nn.init.constant_(layer.weight, 0.01)
+            nn.init.constant_(layer.bias, 0.0)
+        network = nn.Sequential(*layers)
+        recalibrate(network, dataset.train.images, batch_size=7)
+        results.append((predict(network, dataset.valid.images, batch_size=3), layers[1].running_mean))
+        loss, _ = loss_and_accuracy(network, dataset.valid.images, dataset.valid.labels)
+        assert loss > 0.0
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_onnx_predictions_are_the_same(photos, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    axes = helper.make_tensor("axes", onnx.TensorProto.INT64, [2], [2, 3])
+    images = helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["n", 3, 8, 8])
+    logits = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["n", 3])
+    node = helper.make_node("ReduceMean", ["images", "axes"], ["logits"], keepdims=0)
+    graph = helper.make_graph([node], "brightest", [images], [logits], [axes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "brightest.onnx")
+    found = [
+        onnx_predictions(tmp_path / "brightest.onnx", dataset.train.images, batch_size=5)
+        for dataset in (load(photos), load(photos, stored=False))
+    ]
+    assert found[0].tolist() == found[1].tolist()
+    assert len(set(found[0].tolist())) > 1
+
+
+# ── the cache ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_cache_folder_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("NASDEPLOY_CACHE", "/one")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/two")
+    assert cache_folder() == Path("/one")
+    monkeypatch.delenv("NASDEPLOY_CACHE")
+    assert cache_folder() == Path("/two/nasdeploy")
+    for unset in ("", "relative"):  # a relative path counts as unset [XDG base directory specification]
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert cache_folder() == Path.home() / ".cache" / "nasdeploy"
+
+
+def test_small_set_needs_no_cache(photos, cache):
+    load(photos, stored=False)
+    assert not cache.exists()
+
+
+def test_images_are_decoded_once(photos, cache):
+    shares: list[float] = []
+    first = load(photos, progress=shares.append)
+    assert shares == sorted(shares)
+    assert (shares[0] > 0.0, shares[-1]) == (True, 1.0)
+    (file,) = names(cache, ".npy")
+    again: list[float] = []
+    second = load(photos, progress=again.append)
+    assert again == []
+    assert names(cache, ".npy") == [file]
+    assert first.fingerprint() == second.fingerprint()
+    assert np.load(cache / file).shape == (2 * PER_CLASS, 3, 8, 8)
+
+
+def test_relative_path_finds_the_same_file(photos, cache, monkeypatch):
+    load(photos)
+    before = names(cache, ".npy")
+    monkeypatch.chdir(photos.parent)
+    load(Path("photos"))
+    assert names(cache, ".npy") == before
+
+
+def test_every_size_has_its_own_file(photos, cache):
+    load(photos)
+    load(photos, image_size=10)
+    assert len(names(cache, ".npy")) == 2
+
+
+@pytest.mark.parametrize("change", ["content", "time", "new", "gone"])
+def test_changed_folder_is_decoded_again_and_replaces_its_file(photos, cache, change):
+    before, file = load(photos), names(cache, ".npy")
+    image = photos / "cat" / "03.png"
+    if change == "content":
+        Image.new("RGB", (12, 12), (1, 2, 3)).save(image)
+    elif change == "time":
+        os.utime(image, ns=(1, image.stat().st_mtime_ns + 1))
+    elif change == "new":
+        Image.new("RGB", (12, 12), (1, 2, 3)).save(photos / "cat" / "new.png")
+    else:
+        image.unlink()
+    after = load(photos)
+    assert len(names(cache, ".npy")) == 1
+    assert names(cache, ".npy") != file
+    assert after.fingerprint() == load(photos, stored=False).fingerprint()
+    assert before.train.images[:].shape == (28, 3, 8, 8)  # who read the old file reads on
+
+
+def test_damaged_file_is_made_again(photos, cache):
+    expected = load(photos).fingerprint()
+    (file,) = cache.glob("*.npy")
+    for content in (b"", file.read_bytes()[:-1], b"x" * 5000):
+        file.write_bytes(content)
+        assert load(photos).fingerprint() == expected
+
+
+@pytest.mark.parametrize("reason", ["is a file", "has a file above"])
+def test_cache_that_cannot_be_written_is_named_in_one_line(photos, tmp_path, monkeypatch, reason):
+    (tmp_path / "taken").write_text("")
+    folder = tmp_path / "taken" / ("" if reason == "is a file" else "inner")
+    monkeypatch.setenv("NASDEPLOY_CACHE", str(folder))
+    with pytest.raises(
+        DataError, match=r"taken.*: cannot hold the decoded images, .* NASDEPLOY_CACHE"
+    ) as caught:
+        load(photos)
+    assert "\n" not in str(caught.value)
+
+
+CHILD = """
+import resource, os, signal, sys
+from nasdeploy.data import load_dataset
+def progress(share):
+    if share > 0.5:
+        {action}
+load_dataset(sys.argv[1], seed=0, image_size=8, memory_limit=0, progress=progress)
+"""
+
+
+def run_child(photos: Path, action: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    code = CHILD.format(action=action).replace("def progress", f"{before}\ndef progress")
+    return subprocess.run(
+        [sys.executable, "-c", code, str(photos)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_full_disk_is_told_before_anything_is_decoded(photos, cache):
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
+    done = run_child(photos, "raise AssertionError('decoded')", before=limit)
+    assert "DataError" in done.stderr
+    assert (
+        f"{cache}: cannot hold the decoded images, 0.0 GiB (File too large); free the space, or set"
+        in done.stderr
+    )
+    assert names(cache, ".npy") + names(cache, ".part") == []
+
+
+def test_killed_decoding_leaves_nothing_that_is_taken_for_good(photos, cache):
+    done = run_child(photos, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert done.returncode == -signal.SIGKILL
+    assert names(cache, ".npy") == []
+    assert len(names(cache, ".part")) == 1
+    assert load(photos).fingerprint() == load(photos, stored=False).fingerprint()
+    assert names(cache, ".part") == []
+
+
+def test_leftovers_of_other_sets_are_removed_and_work_in_progress_is_not(photos, cache):
+    cache.mkdir()
+    for name in ("dead", "alive"):
+        (cache / f"{name}.part").touch()
+    with filelock.FileLock(cache / "alive.lock"):
+        load(photos)
+    assert names(cache, ".part") == ["alive.part"]
+
+
+def test_interruption_ends_the_decoding_and_removes_its_file(photos, cache):
+    def interrupt(share: float) -> None:
+        if share > 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(photos, progress=interrupt)
+    assert names(cache, ".npy") + names(cache, ".part") == []
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("ThreadPool")] == []
+
+
+def test_damaged_image_is_named_and_leaves_no_file(photos, cache):
+    damaged = photos / "dog" / "07.png"
+    damaged.write_bytes(damaged.read_bytes()[:-60])
+    with pytest.raises(DataError, match=r"dog/07\.png: not a readable image"):
+        load(photos)
+    assert names(cache, ".npy") + names(cache, ".part") == []
+
+
+def test_unequal_sizes_are_told_before_anything_is_stored(photos, cache):
+    with pytest.raises(
+        DataError, match=r"cat/00\.png is 12x12 pixels but .*cat/01\.png is 13x13; .* --image-size 12"
+    ):
+        load(photos, image_size=None)
+    assert not cache.exists()
+
+
+def test_two_processes_decode_a_set_once(photos, cache):
+    """The second waits for the first, and takes its file: both decode at the same time without the lock."""
+    code = (
+        "import sys, time; from nasdeploy.data import load_dataset; n = 0\n"
+        "def progress(share):\n    global n; n += 1; time.sleep(0.05)\n"
+        "d = load_dataset(sys.argv[1], seed=0, image_size=8, memory_limit=0, progress=progress)\n"
+        "print(n, d.fingerprint())"
+    )
+    command = [sys.executable, "-c", code, str(photos)]
+    started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    counts, fingerprints = zip(*(child.communicate(timeout=60)[0].split() for child in started), strict=True)
+    assert len(set(fingerprints)) == 1
+    assert len(names(cache, ".npy")) == 1
+    assert names(cache, ".part") == []
+    assert min(map(int, counts)) < max(map(int, counts))

@@ -1,0 +1,308 @@
+"""Builds that are stopped inside a phase, and runs that a profile joins later: on copies of one small build."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+
+from nasdeploy.errors import ConfigError, RunFolderError
+from nasdeploy.pipeline import BuildResult, build, resuming, search
+from nasdeploy.progress import Silent, Value
+from nasdeploy.runs import RunFolder, read_json
+from nasdeploy.schemas import load_schema
+from nasdeploy.settings import BuildSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FIRST = ("small", "wide")
+BUDGETS = {
+    "small": 'params = { max = "40%" }\nlatency = { max = "80%" }\n',
+    "wide": 'latency = { max = "95%" }\n',
+    "late": 'params = { max = "60%" }\nflops = { coefficient = 0.1 }\nlatency = { max = "95%" }\n',
+}
+FILES = ("model.onnx", "weights.safetensors", "architecture.json")
+
+
+class Run:
+    """A small finished build of two profiles."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder
+        rng = np.random.default_rng(0)
+        labels = np.arange(400) % 4
+        images = rng.integers(0, 100, size=(400, 28, 28)) + 40 * labels[:, None, None]
+        np.savez(folder / "data.npz", train_images=images.astype(np.uint8), train_labels=labels)
+        self.settings = BuildSettings(
+            data=str(folder / "data.npz"),
+            profiles=tuple(self.profile(name) for name in FIRST),
+            device="cpu",
+            threads=1,
+            search={"num_steps": 24, "batch_size": 16, "loss_batch_size": 32, "num_finalists": 2},
+            retrain={"num_steps": 24, "batch_size": 16, "learning_rate": 0.05},
+            measure={"min_runs": 50, "min_seconds": 0.05},
+        )
+        self.folder = RunFolder(folder / "run")
+        build(self.settings, output_dir=self.folder.path)
+
+    def profile(self, name: str, *, runtime: str = "threads = 1") -> str:
+        """Write a profile; return its path."""
+        path = self.root / f"{name}.toml"
+        text = f'name = "{name}"\n[runtime]\n{runtime}\n[budget]\n{BUDGETS[name]}'
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    def copy(self, folder: Path) -> RunFolder:
+        """Return a copy of the run that may be changed."""
+        return RunFolder(Path(shutil.copytree(self.folder.path, folder / "copy")))
+
+    @property
+    def borrowing(self) -> BuildSettings:
+        """The same settings, with the latency tables of this run."""
+        return self.settings.model_copy(update={"latency_from": str(self.folder.path)})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Build once for all tests."""
+    return Run(tmp_path_factory.mktemp("growing"))
+
+
+def contents(folder: RunFolder, profiles: tuple[str, ...] = FIRST) -> dict[str, bytes]:
+    """Return the files that the seed decides."""
+    return {f"{p}/{name}": (folder.model(p).path / name).read_bytes() for p in profiles for name in FILES}
+
+
+class KilledError(BaseException):
+    """Ends a build like a kill does: nothing catches it, nothing is stored on its way."""
+
+
+class Killer(Silent):
+    """Kills the build behind a step of a phase."""
+
+    def __init__(self, phase: str, step: int) -> None:
+        self._where = (phase, step)
+
+    def advance(self, phase: str, step: int, values: Mapping[str, Value]) -> None:
+        if (phase, step) == self._where:
+            raise KilledError
+
+
+@pytest.mark.parametrize(
+    ("phase", "step"),
+    [
+        ("search", 1),
+        ("search", 5),
+        ("search", 17),
+        ("search", 24),
+        ("retrain small", 10),
+        ("retrain wide", 20),
+    ],
+)
+def test_a_build_that_was_killed_inside_a_phase_ends_with_the_same_files(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, step: int
+) -> None:
+    monkeypatch.setattr(resuming, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(resuming, "MAX_SAVING_SHARE", 1e9)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(KilledError):
+        build(run.borrowing, output_dir=folder.path, observer=Killer(phase, step))
+    assert not folder.report_html.exists()
+    build(run.borrowing, output_dir=folder.path)
+    assert contents(folder) == contents(run.folder)
+    left = [path.name for path in folder.path.rglob("*") if "checkpoint" in path.name or "part" in path.name]
+    assert left == []
+    rows = list(csv.DictReader(folder.search_history.read_text().splitlines()))
+    expected = list(csv.DictReader(run.folder.search_history.read_text().splitlines()))
+    for row in (*rows, *expected):
+        del row["seconds"]
+    assert rows == expected
+
+
+def start(run: Run, folder: Path) -> subprocess.Popen[bytes]:
+    """Start the same build in a process of its own."""
+    config = folder.parent / "config.toml"
+    config.write_bytes(run.folder.config.read_bytes())
+    command = [sys.executable, "-m", "nasdeploy", "build", "-c", str(config), "-o", str(folder), "-q"]
+    return subprocess.Popen(
+        [*command, "--latency-from", str(run.folder.path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(folder: Path, phase: str, step: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the build has done a step of a phase."""
+    deadline = time.monotonic() + 120.0
+    events = RunFolder(folder).events
+    while time.monotonic() < deadline:
+        lines = events.read_text().splitlines() if events.exists() else []
+        if any(f'"phase": "{phase}", "step": {step}' in line for line in lines):
+            return
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        time.sleep(0.005)
+    raise AssertionError(f"no step {step} of {phase} in two minutes")
+
+
+@pytest.mark.parametrize(("phase", "step"), [("search", 3), ("retrain small", 10)])
+def test_sigterm_stores_the_state_and_exits_with_6(run: Run, tmp_path: Path, phase: str, step: int) -> None:
+    folder = tmp_path / "run"
+    process = start(run, folder)
+    wait_for(folder, phase, step, process)
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 6
+    assert b"the same command continues" in message
+    assert b"Traceback" not in message
+    found = RunFolder(folder)
+    assert found.search_checkpoint.exists() or found.model("small").checkpoint.exists()
+    again = start(run, folder)
+    again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert contents(found) == contents(run.folder)
+
+
+def test_sigkill_loses_nothing_that_was_stored(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for phase, step in [("search", 6), ("retrain wide", 10)]:
+        process = start(run, folder)
+        wait_for(folder, phase, step, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    again = start(run, folder)
+    again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert contents(RunFolder(folder)) == contents(run.folder)
+
+
+def added(run: Run, folder: RunFolder, **changes: object) -> BuildResult:
+    """Build the profile that comes later."""
+    return build(output_dir=folder.path, profiles=(run.profile("late"),), **changes)
+
+
+def test_a_later_profile_trains_no_shared_weights_and_leaves_the_other_files(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = run.copy(tmp_path)
+    kept = [path for path in folder.path.rglob("*") if path.is_file() and path.parent.name in FIRST]
+    kept += [*(folder.path / "search").iterdir(), *(folder.latency(name) for name in FIRST)]
+    before = {path: path.read_bytes() for path in kept}
+    assert len(before) > 20
+    result = added(run, folder)
+    assert [(one.profile, one.status) for one in result.profiles] == [("late", "certified")]
+    assert {path: path.read_bytes() for path in kept} == before
+    assert all(cap.status == "holds" for cap in result.profiles[0].caps)
+    stored = read_json(folder.run)
+    assert list(stored["profiles"]) == [*FIRST, "late"]
+    assert stored["searched"] == list(FIRST)
+    phases = [json.loads(line).get("phase") for line in folder.events.read_text().splitlines()]
+    assert phases.count("search") == len([p for p in phases if p == "search"])
+    report = read_json(folder.report_json)
+    assert [one["name"] for one in report["profiles"]] == [*FIRST, "late"]
+    assert report["complete"]
+    for name, path in (
+        ("adaptation", folder.adapted("late")),
+        ("run", folder.run),
+        ("report", folder.report_json),
+    ):
+        assert list(Draft202012Validator(load_schema(name)).iter_errors(read_json(path))) == []
+
+
+def test_a_later_profile_on_the_same_runtime_uses_the_table_that_is_there(run: Run, tmp_path: Path) -> None:
+    folder = run.copy(tmp_path)
+    added(run, folder)
+    assert read_json(folder.latency("late"))["table"] == read_json(folder.latency("wide"))["table"]
+
+
+def test_adding_a_profile_twice_does_nothing_more(run: Run, tmp_path: Path) -> None:
+    folder = run.copy(tmp_path)
+    added(run, folder)
+    before = contents(folder, (*FIRST, "late")), folder.adapted("late").read_bytes(), folder.run.read_bytes()
+    result = added(run, folder)
+    assert result.exit_code == 0
+    assert (
+        contents(folder, (*FIRST, "late")),
+        folder.adapted("late").read_bytes(),
+        folder.run.read_bytes(),
+    ) == before
+    everything = build(output_dir=folder.path)
+    assert [one.profile for one in everything.profiles] == [*FIRST, "late"]
+
+
+def test_a_later_profile_that_was_killed_ends_with_the_same_files(run: Run, tmp_path: Path) -> None:
+    whole, killed = run.copy(tmp_path), RunFolder(Path(shutil.copytree(run.folder.path, tmp_path / "killed")))
+    added(run, whole)
+    with pytest.raises(KilledError):
+        added(run, killed, observer=Killer("retrain late", 10))
+    added(run, killed)
+    assert contents(killed, ("late",)) == contents(whole, ("late",))
+
+
+def test_a_profile_with_candidates_that_were_not_trained_is_refused(run: Run, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    narrow = run.profile("small", runtime="threads = 1\nchannel_multiple = 16")
+    settings = run.settings.model_copy(update={"profiles": (narrow,), "search": run.settings.search})
+    search(settings, output_dir=folder.path)
+    run.profile("small")
+    before = folder.run.read_bytes()
+    with pytest.raises(RunFolderError) as refused:
+        added(run, folder)
+    assert "does not cover late: no network with stem.width = 8 was trained" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert folder.run.read_bytes() == before
+
+
+def test_a_profile_is_added_to_a_finished_search_only(run: Run, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(KilledError):
+        build(run.borrowing, output_dir=folder.path, observer=Killer("search", 2))
+    before = folder.run.read_bytes()
+    with pytest.raises(RunFolderError, match="its search, for small, wide, is not finished"):
+        added(run, folder)
+    assert folder.run.read_bytes() == before
+
+
+def test_a_profile_of_the_same_name_must_be_the_same(run: Run, tmp_path: Path) -> None:
+    folder = run.copy(tmp_path)
+    changed = run.profile("wide", runtime="threads = 2")
+    try:
+        with pytest.raises(RunFolderError, match="its profile 'wide' is another one"):
+            build(output_dir=folder.path, profiles=(changed,))
+    finally:
+        run.profile("wide")
+
+
+def test_an_infeasible_later_profile_is_refused_before_anything_is_trained(run: Run, tmp_path: Path) -> None:
+    folder = run.copy(tmp_path)
+    path = tmp_path / "tiny.toml"
+    path.write_text('name = "tiny"\n[budget]\nparams = { max = "10" }\n', encoding="utf-8")
+    with pytest.raises(Exception, match=r"tiny: .*params") as refused:
+        build(output_dir=folder.path, profiles=(str(path),))
+    assert getattr(refused.value, "exit_code", None) == 3
+    assert contents(folder) == contents(run.folder)
+    assert build(output_dir=folder.path, profiles=run.settings.profiles).exit_code == 0
+
+
+def test_one_of_several_profiles_can_be_built_alone(run: Run, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    search(run.borrowing, output_dir=folder.path)
+    result = build(output_dir=folder.path, profiles=(run.settings.profiles[1],))
+    assert [one.profile for one in result.profiles] == ["wide"]
+    assert not folder.model("small").model.exists()
+    assert not read_json(folder.report_json)["complete"]
+    build(output_dir=folder.path)
+    assert contents(folder) == contents(run.folder)
+
+
+def test_wrong_overrides_of_a_stored_run_are_one_line(run: Run) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        build(output_dir=run.folder.path, seed=-1)
