@@ -75,7 +75,7 @@ _SETTINGS_OPTIONS = (
     _setting(
         "--data",
         metavar="NAME|PATH",
-        help="Data set by name, folder or file; or FILE.py:FUNCTION of your own.",
+        help="Data set: name, image folder, .npz, parquet, CIFAR or IDX files, or FILE.py:FUNCTION.",
     ),
     _setting(
         "--image-size",

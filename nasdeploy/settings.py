@@ -85,7 +85,10 @@ class MeasureSettings(_Settings):
 class BuildSettings(_Settings):
     """Everything that a build depends on."""
 
-    data: str = Field(default="fashion-mnist", description="name of a data set, image folder or .npz file")
+    data: str = Field(
+        default="fashion-mnist",
+        description="name of a data set; folder of images, parquet, CIFAR or IDX files; .npz file; file.py:function",
+    )
     image_size: Positive | tuple[Positive, ...] | None = Field(
         default=None,
         description="resize images to this many pixels; several: the search chooses one for each profile",

@@ -61,6 +61,8 @@ SOLE_IMPORTERS = {
     "fvcore": ("nasdeploy.costs.counting",),
     "onnxruntime": ("nasdeploy.costs.sessions", "nasdeploy.costs.session_worker", "nasdeploy.exporters"),
     "click": ("nasdeploy.cli",),
+    "PIL": ("nasdeploy.data.images",),
+    "pyarrow": ("nasdeploy.data.parquet",),
 }
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

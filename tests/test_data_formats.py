@@ -16,7 +16,10 @@ import torch
 from PIL import Image
 
 from nasdeploy.data import Dataset, StoredImages, load_dataset
+from nasdeploy.data.cifar import load_cifar
+from nasdeploy.data.contents import Request
 from nasdeploy.data.layouts import LAYOUTS
+from nasdeploy.data.parquet import _Shard, _StoredRows
 from nasdeploy.data.unpickling import load_plain_pickle
 from nasdeploy.errors import ConfigError, DataError
 
@@ -98,6 +101,14 @@ def test_both_layouts_of_cifar10_are_one_dataset(tmp_path, cifar10):
         write_python_cifar10(tmp_path / "python", cifar10, protocol)
         fingerprints.add(load(tmp_path / "python").fingerprint())
     assert len(fingerprints) == 1
+
+
+def test_batches_of_cifar_are_taken_by_number(tmp_path, rng):
+    for number in range(1, 13):
+        records = np.full((3, 3073), number, np.uint8)
+        (tmp_path / f"data_batch_{number}.bin").write_bytes(records.tobytes())
+    train = load_cifar(Request(path=tmp_path, image_size=None)).train
+    assert train.labels.tolist() == np.repeat(np.arange(1, 13), 3).tolist()
 
 
 @pytest.mark.parametrize("layout", ["binary", "python"])
@@ -733,3 +744,21 @@ def test_parquet_damaged_inside_is_refused_and_hangs_nothing(tmp_path, write_par
     path.write_bytes(content)
     with pytest.raises((DataError, ConfigError), match=r"train\.parquet"):
         load(path)
+
+
+def test_images_of_one_large_row_group_are_read_a_few_at_a_time(tmp_path, rng):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = arrow.table(
+        {"image": [rng.bytes(100_000) for _ in range(300)], "label": [n % 2 for n in range(300)]}
+    )
+    parquet.write_table(table, tmp_path / "train.parquet", use_dictionary=False, write_batch_size=8)
+    del table
+    before = arrow.total_allocated_bytes()
+    highest = 0
+    for number, image in enumerate(_StoredRows([_Shard(tmp_path / "train.parquet")], "image")):
+        assert image.name.endswith(f"train.parquet: row {number}")
+        assert len(image.content) == 100_000
+        highest = max(highest, arrow.total_allocated_bytes() - before)
+    assert number == 299
+    assert 0 < highest < 15_000_000

@@ -41,7 +41,7 @@ SHARD = re.compile(
 )
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 ROWS = 32  # read together
-BUFFER_BYTES = 2**20  # without it a whole row group is read, which can be the whole file
+BUFFER_BYTES = 2**20  # without it, or with pre_buffer, a whole row group is read: perhaps the whole file
 
 
 def is_parquet(path: Path) -> bool:
@@ -177,7 +177,7 @@ class _Shard:
         import pyarrow.parquet
 
         with _readable(self.path):
-            return pyarrow.parquet.ParquetFile(self.path, buffer_size=BUFFER_BYTES)
+            return pyarrow.parquet.ParquetFile(self.path, buffer_size=BUFFER_BYTES, pre_buffer=False)
 
 
 @contextmanager

@@ -46,6 +46,8 @@ from nasdeploy.training.recalibration import MIN_IMAGES
 AUGMENTATION = {"fashion-mnist": "none"}
 """In the few epochs of the default schedule every augmentation costs accuracy there (1 to 4 points)."""
 
+DECODE_PHASE = "decode images"
+
 _VERSIONED = ("torch", "torchvision", "onnx", "onnxruntime", "fvcore", "numpy")
 
 
@@ -88,7 +90,9 @@ class Job:
             return self
         if size not in self._sized:
             self._sized[size] = replace(
-                self, dataset=_load(self.settings, size), data_fingerprint=self.data_fingerprint
+                self,
+                dataset=_load(self.settings, size, self.observer),
+                data_fingerprint=self.data_fingerprint,
             )
         return self._sized[size]
 
@@ -110,7 +114,8 @@ class Job:
     def recalibration_images(self) -> Tensor:
         """Training images for batch-norm statistics: drawn at random, because splits may be sorted by class."""
         order = torch.randperm(len(self.train), generator=self.generator("recalibration"))
-        return self.train.images[order[:MIN_IMAGES].to(self.device)]
+        images, order = self.train.images, order[:MIN_IMAGES]
+        return images[order.to(self.device) if isinstance(images, Tensor) else order]
 
     @cached_property
     def counts(self) -> dict[str, CostTable]:
@@ -183,7 +188,7 @@ def prepare(
         _check_borrowed(settings, profiles)
     device = resolve_device(settings.device)
     sizes = settings.image_sizes
-    dataset = _load(settings, max(sizes, default=None))
+    dataset = _load(settings, max(sizes, default=None), observer)
     return Job(
         settings=settings,
         folder=folder,
@@ -226,8 +231,22 @@ def finished_job(run_dir: str | Path, observer: Observer) -> Job:
     return job
 
 
-def _load(settings: BuildSettings, image_size: int | None) -> Dataset:
-    return load_dataset(settings.data, image_size=image_size, seed=settings.seed)
+def _load(settings: BuildSettings, image_size: int | None, observer: Observer) -> Dataset:
+    """Return the images at one size; the observer is told of decoding that takes a while."""
+    shown = -1
+
+    def progress(share: float) -> None:
+        nonlocal shown
+        if shown < 0:
+            observer.start(DECODE_PHASE, 100)
+        if int(100 * share) > shown:
+            shown = int(100 * share)
+            observer.advance(DECODE_PHASE, shown, {})
+
+    dataset = load_dataset(settings.data, image_size=image_size, seed=settings.seed, progress=progress)
+    if shown >= 0:
+        observer.finish(DECODE_PHASE, {})
+    return dataset
 
 
 def _profiles(settings: BuildSettings) -> tuple[HardwareProfile, ...]:
