@@ -43,7 +43,9 @@ class SearchSettings(_Settings):
     sandwich_interval: Positive = Field(
         default=4, description="every so many steps the smallest and the largest network are trained too"
     )
-    uniform_share: Share = Field(default=0.1, description="share of them drawn uniformly")
+    uniform_share: Share = Field(
+        default=0.2, description="share of them drawn uniformly: what a profile added later finds trained"
+    )
     warm_up_share: Share = Field(default=0.2, description="share of the steps before the distributions move")
     num_loss_samples: Positive = Field(
         default=12, description="architectures evaluated at once, for all profiles"

@@ -44,6 +44,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--data", default="fashion-mnist")
     arguments = parser.parse_args()
@@ -53,7 +54,7 @@ def main() -> None:
         nasdeploy.search(tables, output_dir=root / "tables")
         print("seed  first search  later profile  ratio   loss later  loss from the start  difference")
         ratios, losses, differences = [], [], []
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
 
             def settings(profiles: tuple[str, ...], seed: int = seed) -> BuildSettings:
                 return BuildSettings(

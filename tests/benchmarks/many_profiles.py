@@ -60,6 +60,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--data", default="fashion-mnist")
     arguments = parser.parse_args()
@@ -70,7 +71,7 @@ def main() -> None:
         profiles = write_profiles(root)
         base = BuildSettings(data=arguments.data, profiles=profiles, search=SearchSettings(num_steps=10))
         nasdeploy.search(base, output_dir=root / "tables")
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             settings = base.model_copy(
                 update={
                     "seed": seed,
