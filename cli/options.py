@@ -135,23 +135,28 @@ def verbosity_options(command: Decorated) -> Decorated:
     )(command)
 
 
-def _stored_config(context: click.Context) -> Path | None:
+def _stored_settings(context: click.Context) -> dict[str, Any] | None:
     """Return the settings of the run that the command continues, None where there is none."""
     folder: Path | None = context.params["output_dir"]
     if folder is None or not context.params["resume"] or not (folder / "run.json").exists():
         return None
-    return folder / "config.toml"
+    from nasdeploy.runs import stored_settings
+
+    return stored_settings(folder)
 
 
 def read_settings(context: click.Context) -> BuildSettings:
-    """Return defaults < the run that is continued < -c FILE < options < --set.
+    """Return defaults < -c FILE, or else the run that is continued < options < --set.
 
     Raises ConfigError, which names the source.
     """
     from nasdeploy.cli.merging import Layer, assignment_layer, file_layer, merge_layers, nested
 
-    stored, config = _stored_config(context), context.params["config"]
-    layers = [file_layer(path) for path in (stored, config) if path is not None]
+    config: Path | None = context.params["config"]
+    stored = _stored_settings(context) if config is None else None
+    layers = [] if config is None else [file_layer(config)]
+    if stored is not None:
+        layers.append(Layer(source=str(context.params["output_dir"]), data=stored))
     for option in context.command.params:
         value = context.params.get(str(option.name))
         if isinstance(option, SettingOption) and value not in (None, ()):

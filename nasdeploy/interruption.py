@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 GRACE_SECONDS = 3.0
@@ -18,6 +18,12 @@ class StopRequest:
     """Whether the process was asked to stop."""
 
     requested: bool = False
+    timers: list[threading.Timer] = field(default_factory=list)
+
+    def answer(self) -> None:
+        """The step has ended, and its state is being stored: nothing interrupts that but a second signal."""
+        for timer in self.timers:
+            timer.cancel()
 
 
 @contextmanager
@@ -33,23 +39,22 @@ def stopping_between_steps() -> Iterator[StopRequest]:
         yield stop
         return
     main = threading.get_ident()
-    timers: list[threading.Timer] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
         # a real signal again: it also ends a system call that waits
-        timers.append(threading.Timer(GRACE_SECONDS, signal.pthread_kill, [main, number]))
-        timers[-1].daemon = True
-        timers[-1].start()
+        timer = threading.Timer(GRACE_SECONDS, signal.pthread_kill, [main, number])
+        timer.daemon = True
+        stop.timers.append(timer)
+        timer.start()
 
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(n))]
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop
     finally:
-        for timer in timers:
-            timer.cancel()
+        stop.answer()
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -127,6 +127,10 @@ class RunFolder:
                 f"{self.path}: another build is running here; wait for it, or choose another folder with --output-dir"
             ) from error
         try:
+            for leftover in self.path.rglob(
+                ".*.tmp"
+            ):  # of a process that was killed: this one holds the folder
+                leftover.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
@@ -140,13 +144,7 @@ class RunFolder:
         RunFolderError when the folder holds a build with other settings, or something else.
         """
         if self.run.exists():
-            stored = read_json(self.run, schema="nasdeploy/run/1")
-            if stored["fingerprint"] != fingerprint:
-                raise RunFolderError(
-                    f"{self.path}: holds a build with other settings "
-                    f"({_difference(_without_profiles(stored['settings']), _without_profiles(settings))}); "
-                    "choose another folder with --output-dir, or start over with --no-resume"
-                )
+            self.check_is(fingerprint, settings)
             return True
         strangers = [name for name in sorted(os.listdir(self.path)) if not _is_own(name)]
         if strangers and not self._was_run:
@@ -155,17 +153,37 @@ class RunFolder:
                 "choose another folder with --output-dir"
             )
         write_whole(self.config, tomli_w.dumps(_without_none(settings)).encode())
-        run = {"schema": "nasdeploy/run/1", "fingerprint": fingerprint, **facts(), "settings": dict(settings)}
+        run = {"schema": "nasdeploy/run/2", "fingerprint": fingerprint, **facts(), "settings": dict(settings)}
         write_json(self.run, run)
         return False
 
+    def check_is(self, fingerprint: str, settings: Mapping[str, Any]) -> None:
+        """Raise RunFolderError unless the folder holds the run of these settings, profiles aside."""
+        stored = read_json(self.run, schema="nasdeploy/run/2")
+        if stored["fingerprint"] != fingerprint:
+            difference = _difference(_without_profiles(stored["settings"]), _without_profiles(settings))
+            raise RunFolderError(
+                f"{self.path}: holds a build with other settings ({difference}); "
+                "choose another folder with --output-dir, or start over with --no-resume"
+            )
+
+    def stored_run(self) -> dict[str, Any] | None:
+        """Return the content of ``run.json``, None where there is no run. Raises RunFolderError if it is damaged."""
+        return read_json(self.run, schema="nasdeploy/run/2") if self.run.exists() else None
+
     def add_profiles(self, profiles: Mapping[str, Mapping[str, Any]], *, sources: Sequence[str]) -> None:
         """Make ``profiles``, by name, a part of the run; sources: what the settings call them."""
-        stored = read_json(self.run, schema="nasdeploy/run/1")
+        stored = read_json(self.run, schema="nasdeploy/run/2")
         settings = stored["settings"]
-        settings["profiles"] = [*settings["profiles"], *sources]
-        write_json(self.run, {**stored, "profiles": {**stored["profiles"], **profiles}, "settings": settings})
+        settings["profiles"] = list(dict.fromkeys([*settings["profiles"], *sources]))
         write_whole(self.config, tomli_w.dumps(_without_none(settings)).encode())
+        write_json(self.run, {**stored, "profiles": {**stored["profiles"], **profiles}, "settings": settings})
+
+    def discard_profile(self, name: str) -> None:
+        """Delete what there is of a profile that has not become a part of the run."""
+        self.model(name).discard()
+        for file in (self.latency(name), self.adapted(name)):
+            file.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Delete what a build wrote here; files of others stay, and all of a folder that holds no build."""
@@ -195,6 +213,12 @@ class RunFolder:
             return load_file(path)
         except Exception as error:  # safetensors raises types of its own, by version
             raise RunFolderError(f"{path}: cannot be read ({error}); delete it and build again") from error
+
+
+def stored_settings(run_dir: Path) -> dict[str, Any] | None:
+    """Return the settings of the run in ``run_dir``, its profiles by their names; None where there is no run."""
+    stored = RunFolder(run_dir).stored_run()
+    return None if stored is None else {**stored["settings"], "profiles": list(stored["profiles"])}
 
 
 def read_json(path: Path, *, schema: str | None = None) -> dict[str, Any]:

@@ -130,7 +130,9 @@ def test_several_image_sizes_are_several_options():
 
 def test_a_run_that_is_continued_brings_its_settings(tmp_path: Path):
     stored = BuildSettings(seed=7, data="photos", profiles=("a",))
-    RunFolder(tmp_path).claim(settings=stored.model_dump(mode="json"), fingerprint="0" * 16, facts=dict)
+    RunFolder(tmp_path).claim(
+        settings=stored.model_dump(mode="json"), fingerprint="0" * 16, facts=lambda: {"profiles": {"a": {}}}
+    )
     folder = ("-o", str(tmp_path))
     assert settings_of(*folder) == stored
     assert settings_of(*folder, "-p", "b") == stored.model_copy(update={"profiles": ("b",)})

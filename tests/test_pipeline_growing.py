@@ -18,7 +18,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from nasdeploy.errors import ConfigError, RunFolderError
-from nasdeploy.pipeline import BuildResult, build, resuming, search
+from nasdeploy.pipeline import BuildResult, build, plan, resuming, search, verify_run
 from nasdeploy.progress import Silent, Value
 from nasdeploy.runs import RunFolder, read_json
 from nasdeploy.schemas import load_schema
@@ -164,7 +164,8 @@ def test_sigterm_stores_the_state_and_exits_with_6(run: Run, tmp_path: Path, pha
     assert b"the same command continues" in message
     assert b"Traceback" not in message
     found = RunFolder(folder)
-    assert found.search_checkpoint.exists() or found.model("small").checkpoint.exists()
+    stored = found.search_checkpoint if phase == "search" else found.model("small").checkpoint
+    assert stored.exists()
     again = start(run, folder)
     again.communicate(timeout=120)
     assert again.returncode == 0
@@ -182,6 +183,11 @@ def test_sigkill_loses_nothing_that_was_stored(run: Run, tmp_path: Path) -> None
     again.communicate(timeout=120)
     assert again.returncode == 0
     assert contents(RunFolder(folder)) == contents(run.folder)
+
+
+def phases_of(folder: RunFolder) -> list[str]:
+    """Return the phase of every event."""
+    return [json.loads(line).get("phase", "") for line in folder.events.read_text().splitlines()]
 
 
 def added(run: Run, folder: RunFolder, **changes: object) -> BuildResult:
@@ -204,8 +210,8 @@ def test_a_later_profile_trains_no_shared_weights_and_leaves_the_other_files(
     stored = read_json(folder.run)
     assert list(stored["profiles"]) == [*FIRST, "late"]
     assert stored["searched"] == list(FIRST)
-    phases = [json.loads(line).get("phase") for line in folder.events.read_text().splitlines()]
-    assert phases.count("search") == len([p for p in phases if p == "search"])
+    assert phases_of(folder).count("search") == phases_of(run.folder).count("search")
+    assert phases_of(folder).count("adapt late") == 2  # start and finish
     report = read_json(folder.report_json)
     assert [one["name"] for one in report["profiles"]] == [*FIRST, "late"]
     assert report["complete"]
@@ -289,7 +295,45 @@ def test_an_infeasible_later_profile_is_refused_before_anything_is_trained(run: 
         build(output_dir=folder.path, profiles=(str(path),))
     assert getattr(refused.value, "exit_code", None) == 3
     assert contents(folder) == contents(run.folder)
-    assert build(output_dir=folder.path, profiles=run.settings.profiles).exit_code == 0
+    assert build(output_dir=folder.path).exit_code == 0  # the profile has not become a part of the run
+    assert all(one.passed for one in verify_run(folder.path).values())
+    path.write_text('name = "tiny"\n[budget]\nparams = { max = "90%" }\n', encoding="utf-8")
+    assert build(output_dir=folder.path, profiles=(str(path),)).exit_code == 0
+
+
+def test_a_run_knows_its_profiles_without_their_files(run: Run, tmp_path: Path) -> None:
+    folder, path = run.copy(tmp_path), tmp_path / "device.toml"
+    for name in ("first", "second"):
+        path.write_text(f'name = "{name}"\n[budget]\nparams = {{ max = "90%" }}\n', encoding="utf-8")
+        build(output_dir=folder.path, profiles=(str(path),))
+    path.unlink()
+    result = build(output_dir=folder.path)
+    assert [one.profile for one in result.profiles] == [*FIRST, "first", "second"]
+    sources = read_json(folder.run)["settings"]["profiles"]
+    assert sources == [*run.settings.profiles, str(path)]
+
+
+def test_a_plan_for_a_later_profile_has_no_search(run: Run, tmp_path: Path) -> None:
+    folder = run.copy(tmp_path)
+    found = plan(output_dir=folder.path, profiles=(run.profile("late"),))
+    names = [phase.name for phase in found.phases]
+    assert "search" not in names
+    assert "retrain" in names
+    with pytest.raises(RunFolderError, match="other settings"):
+        plan(output_dir=folder.path, seed=5)
+
+
+def test_a_borrowed_probe_of_another_cap_is_not_taken(run: Run, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    source = run.copy(tmp_path)
+    stored = read_json(source.latency("wide"))
+    hash_of_choice = read_json(source.model("wide").architecture)["hash"]
+    broken = {**stored["probes"][hash_of_choice], "cap": 0.5, "bound": 2.0, "status": "violated"}
+    source.latency("wide").write_text(json.dumps({**stored, "probes": {hash_of_choice: broken}}))
+    search(run.settings.model_copy(update={"latency_from": str(source.path)}), output_dir=folder.path)
+    assert read_json(folder.model("wide").architecture)["hash"] == hash_of_choice
+    probe = read_json(folder.latency("wide"))["probes"][hash_of_choice]
+    assert (probe["cap"], probe["status"]) == (0.95, "holds")
 
 
 def test_one_of_several_profiles_can_be_built_alone(run: Run, tmp_path: Path) -> None:

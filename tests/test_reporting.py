@@ -79,7 +79,7 @@ class Builder:
             "balanced": self.balanced,
         }
         run = {
-            "schema": "nasdeploy/run/1",
+            "schema": "nasdeploy/run/2",
             "fingerprint": "00112233aabbccdd",
             "created": "2025-01-02T03:04:05+00:00",
             "command": ["nasdeploy", "build", "-p", "cpu-tight"],

@@ -94,7 +94,7 @@ def test_a_claimed_folder_is_resumed_by_the_same_settings(tmp_path: Path) -> Non
     before = folder.run.read_bytes()
     assert claim(folder)
     assert folder.run.read_bytes() == before
-    stored = read_json(folder.run, schema="nasdeploy/run/1")
+    stored = read_json(folder.run, schema="nasdeploy/run/2")
     assert (stored["threads"], stored["fingerprint"]) == (1, BuildSettings().fingerprint())
 
 

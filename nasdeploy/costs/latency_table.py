@@ -120,6 +120,10 @@ class LatencyTable:
                 f"latency table: measured on another machine ({difference}); {REMEDY} makes a new one"
             )
 
+    def is_of(self, machine: Mapping[str, str | int | float | None]) -> bool:
+        """Return whether the table was measured on ``machine``."""
+        return not describe_difference(self.machine, machine)
+
     def _check(self, what: str, stored: object, here: object) -> None:
         if stored != here:
             raise ConfigError(

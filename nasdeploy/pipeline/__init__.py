@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,18 @@ from nasdeploy.pipeline.benching import BenchResult, bench
 from nasdeploy.pipeline.building import BuildResult, ProfileResult, identity, run_build
 from nasdeploy.pipeline.certifying import CapResult
 from nasdeploy.pipeline.context import Job, check_buildable, default_folder, prepare, torch_environment
-from nasdeploy.pipeline.distributions import find_distributions, join_run
+from nasdeploy.pipeline.distributions import check_joining, find_distributions
 from nasdeploy.pipeline.exporting import ExportResult, export_run
 from nasdeploy.pipeline.schedule import PlannedPhase, planned_phases, scaled, training_speed
-from nasdeploy.pipeline.selecting import Selector, select_missing
+from nasdeploy.pipeline.searching import is_searched
+from nasdeploy.pipeline.selecting import Selector, join_run, select_missing
 from nasdeploy.pipeline.tables import exact_tables, quick_latency_table
 from nasdeploy.pipeline.verifying import verify_run
 from nasdeploy.profiles import HardwareProfile
 from nasdeploy.profiles.messages import read_model
 from nasdeploy.progress import Observer, Several, Silent
 from nasdeploy.reporting import write_report
-from nasdeploy.runs import EventLog, RunFolder, read_json
+from nasdeploy.runs import EventLog, RunFolder, read_json, stored_settings
 from nasdeploy.settings import EXPECTED, BuildSettings
 from nasdeploy.spaces import make_space
 
@@ -117,6 +118,7 @@ def search(
         with torch_environment(job):
             found = find_distributions(job)
             select_missing(job, found, Selector(job, found.supernet))
+            join_run(job)
         return _search_result(job)
 
 
@@ -139,13 +141,21 @@ def plan(
     """Return what :func:`build` would do; writes nothing. Takes seconds: latency is measured at the ends only."""
     settings = _with(settings, overrides, output_dir=output_dir)
     folder = RunFolder(Path(output_dir) if output_dir is not None else default_folder(settings))
-    job = prepare(settings, folder=folder, observer=Silent())
+    known = folder.stored_run()
+    job = prepare(settings, folder=folder, observer=Silent(), known=known)
     with torch_environment(job):
         speed = training_speed(job)
     num_runtimes = _num_runtimes(job)
     sizes = job.image_sizes
-    settings = scaled(settings, image_sizes=sizes, num_runtimes=num_runtimes, images_per_second=speed)
+    if known is None:
+        settings = scaled(settings, image_sizes=sizes, num_runtimes=num_runtimes, images_per_second=speed)
+    else:
+        folder.check_is(job.fingerprint(), settings.model_dump(mode="json"))
+        check_joining(job, known)
+        settings = _with_steps(settings, known["steps"])
     phases = planned_phases(settings, image_sizes=sizes, num_runtimes=num_runtimes, images_per_second=speed)
+    if is_searched(job):
+        phases = [phase for phase in phases if phase.name != "search"]
     shape = "x".join(map(str, job.dataset.image_shape))
     return Plan(
         run_dir=folder.path,
@@ -190,7 +200,7 @@ def check_profile(
 def report(run_dir: str | Path) -> Path:
     """Write the report of a run folder again; return its page. Raises RunFolderError where there is no run."""
     folder = RunFolder(Path(run_dir))
-    read_json(folder.run, schema="nasdeploy/run/1")
+    read_json(folder.run, schema="nasdeploy/run/2")
     return write_report(folder)
 
 
@@ -204,7 +214,8 @@ def _open(
 ) -> Job:
     """Return the job of ``settings`` in its locked folder; its schedule is that of the first start."""
     folder = RunFolder(Path(output_dir) if output_dir is not None else default_folder(settings))
-    job = prepare(settings, folder=folder, observer=observer or Silent())
+    known = folder.stored_run() if resume else None
+    job = prepare(settings, folder=folder, observer=observer or Silent(), known=known)
     stack.enter_context(folder.locked())
     if not resume:
         folder.discard()
@@ -215,14 +226,11 @@ def _open(
     )
     stored = read_json(folder.run)
     if resumed:
-        join_run(job, stored)
-    steps = stored["steps"]
-    settings = settings.model_copy(
-        update={
-            part: getattr(settings, part).model_copy(update={"num_steps": steps[part]})
-            for part in ("search", "retrain")
-        }
-    )
+        check_joining(job, stored)
+        for profile in job.profiles:
+            if profile.name not in stored["profiles"]:
+                folder.discard_profile(profile.name)  # of an attempt that failed
+    settings = _with_steps(settings, stored["steps"])
     observers: Sequence[Observer] = [EventLog(folder.events), *([observer] if observer else [])]
     job = job.with_(
         settings=settings,
@@ -233,6 +241,16 @@ def _open(
     if resumed:
         job.observer.note(f"{folder.path}: continuing the build that is there")
     return job
+
+
+def _with_steps(settings: BuildSettings, steps: Mapping[str, int]) -> BuildSettings:
+    """Return ``settings`` with the schedule that the first start of the run resolved."""
+    return settings.model_copy(
+        update={
+            part: getattr(settings, part).model_copy(update={"num_steps": steps[part]})
+            for part in ("search", "retrain")
+        }
+    )
 
 
 def _facts(job: Job) -> dict[str, Any]:
@@ -259,18 +277,10 @@ def _with(
 ) -> BuildSettings:
     """Return ``settings`` with ``overrides``; None: those of the run in ``output_dir``, or the defaults."""
     if settings is None:
-        settings = stored_settings(output_dir) or BuildSettings()
+        stored = stored_settings(Path(output_dir)) if output_dir is not None else None
+        settings = read_model(BuildSettings, stored or {}, source=str(output_dir), expected=EXPECTED)
     if not overrides:
         return settings
     return read_model(
         BuildSettings, {**settings.model_dump(), **overrides}, source="build", expected=EXPECTED
     )
-
-
-def stored_settings(run_dir: str | Path | None) -> BuildSettings | None:
-    """Return the settings of the run in ``run_dir``, None where there is no run."""
-    folder = RunFolder(Path(run_dir)) if run_dir is not None else None
-    if folder is None or not folder.run.exists():
-        return None
-    stored = read_json(folder.run, schema="nasdeploy/run/1")
-    return read_model(BuildSettings, stored["settings"], source=str(folder.run), expected=EXPECTED)

@@ -31,6 +31,7 @@ def build_baselines(job: Job, costs: Mapping[str, ProfileCosts], builder: Builde
                 job.observer.note(f"{name}: no {kind} baseline within the caps was found")
             elif not job.folder.baseline(name, kind).exists():
                 _build(job, one, builder, kind, architecture)
+            job.folder.baseline_checkpoint(name, kind).unlink(missing_ok=True)
 
 
 def _build(job: Job, costs: ProfileCosts, builder: Builder, kind: str, architecture: Architecture) -> None:
@@ -64,7 +65,6 @@ def _build(job: Job, costs: ProfileCosts, builder: Builder, kind: str, architect
             "macro": accuracy.macro,
         },
     )
-    checkpoint.unlink(missing_ok=True)
 
 
 def _random(job: Job, costs: ProfileCosts) -> Architecture | None:

@@ -14,7 +14,7 @@ from typing import Any
 from nasdeploy.costs.certification import CapCheck, is_astride
 from nasdeploy.costs.counting import count_network
 from nasdeploy.costs.machine import machine_fingerprint
-from nasdeploy.data.metrics import accuracy_metrics
+from nasdeploy.data.metrics import accuracy_metrics, is_unbalanced
 from nasdeploy.errors import most_serious
 from nasdeploy.exporters.runtime import onnx_predictions
 from nasdeploy.files import write_json
@@ -30,6 +30,7 @@ from nasdeploy.pipeline.selecting import (
     Selection,
     Selector,
     architecture_hash_of,
+    join_run,
     latency_room,
     select_missing,
     stored_architecture,
@@ -86,6 +87,7 @@ def run_build(job: Job) -> BuildResult:
             job.observer.note(
                 f"the largest network trains at {speed:.0f} images/s here ({job.threads} threads)"
             )
+        _warn_of_unbalanced_classes(job)
         found = find_distributions(job)
         builder, selector = Builder(job, found.supernet), Selector(job, found.supernet)
         given_up: set[str] = set()
@@ -105,9 +107,17 @@ def run_build(job: Job) -> BuildResult:
     return BuildResult(run_dir=job.folder.path, profiles=results, report=report)
 
 
+def _warn_of_unbalanced_classes(job: Job) -> None:
+    if job.settings.class_weights == "none" and is_unbalanced(job.dataset.train.labels.numpy()):
+        job.observer.note(
+            "the classes differ in size: frequent ones count more in training; --class-weights balanced changes that"
+        )
+
+
 def _build_pending(job: Job, found: Distributions, builder: Builder, selector: Selector) -> None:
     """Select, retrain, export and verify every profile that has no figures yet."""
     select_missing(job, found, selector)
+    join_run(job)
     for profile in job.profiles:
         if not _is_finished(job.folder.model(profile.name)):
             builder.build(profile)

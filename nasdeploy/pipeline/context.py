@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,14 +30,15 @@ from nasdeploy.data import (
 )
 from nasdeploy.data.metrics import class_weights, is_unbalanced
 from nasdeploy.data.types import Split
-from nasdeploy.errors import ConfigError, RunFolderError
+from nasdeploy.errors import ConfigError, DataError, RunFolderError
 from nasdeploy.exporters import make_exporter
 from nasdeploy.exporters.opsets import check_opset
 from nasdeploy.networks import Normalise
 from nasdeploy.profiles import HardwareProfile, load_profile
+from nasdeploy.profiles.messages import read_model
 from nasdeploy.progress import Observer
 from nasdeploy.runs import RunFolder, read_json
-from nasdeploy.settings import BuildSettings, parse_duration
+from nasdeploy.settings import EXPECTED, BuildSettings, parse_duration
 from nasdeploy.spaces import Architecture, SearchSpace, make_space
 from nasdeploy.training.memory import keep_freed_memory
 from nasdeploy.training.precision import resolve_device
@@ -89,11 +90,9 @@ class Job:
         if size == self.dataset.image_shape[1]:
             return self
         if size not in self._sized:
-            self._sized[size] = replace(
-                self,
-                dataset=_load(self.settings, size, self.observer),
-                data_fingerprint=self.data_fingerprint,
-            )
+            dataset = _load(self.settings, size, self.observer)
+            _check_same_images(self.settings.data, self.dataset, dataset, size)
+            self._sized[size] = replace(self, dataset=dataset, data_fingerprint=self.data_fingerprint)
         return self._sized[size]
 
     @cached_property
@@ -174,18 +173,19 @@ def prepare(
     *,
     folder: RunFolder,
     observer: Observer,
-    profiles: tuple[HardwareProfile, ...] | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> Job:
     """Load and check everything that a build needs, before anything is written.
 
-    profiles: those of a stored run; None: those that the settings name. Raises ConfigError or DataError.
+    known: the content of ``run.json`` of the run that is continued, which defines its profiles by their names. Raises
+    ConfigError or DataError.
     """
     make_exporter(settings.exporter)
     if settings.time_budget is not None:
         parse_duration(settings.time_budget)
-    profiles = profiles or _profiles(settings)
-    if not folder.run.exists():  # a profile that is added to a run is measured where the other run has it not
-        _check_borrowed(settings, profiles)
+    profiles = _profiles(settings, {} if known is None else known["profiles"])
+    if known is None:  # a profile that is added to a run is measured where the other run has it not
+        _check_borrowed(settings, profiles, folder)
     device = resolve_device(settings.device)
     sizes = settings.image_sizes
     dataset = _load(settings, max(sizes, default=None), observer)
@@ -215,14 +215,11 @@ def finished_job(run_dir: str | Path, observer: Observer) -> Job:
     Raises RunFolderError where there is none, or its data has changed.
     """
     folder = RunFolder(Path(run_dir))
-    stored = read_json(folder.run, schema="nasdeploy/run/1")
-    settings = BuildSettings.model_validate(stored["settings"])
-    job = prepare(
-        settings.model_copy(update={"latency_from": None}),  # its tables were copied: that run may be gone
-        folder=folder,
-        observer=observer,
-        profiles=tuple(HardwareProfile.from_dict(data) for data in stored["profiles"].values()),
-    )
+    stored = read_json(folder.run, schema="nasdeploy/run/2")
+    settings = read_model(BuildSettings, stored["settings"], source=str(folder.run), expected=EXPECTED)
+    # Nothing is trained: no GPU is needed. The tables were copied: the run that they came from may be gone.
+    changes = {"device": "auto", "latency_from": None, "profiles": tuple(stored["profiles"])}
+    job = prepare(settings.model_copy(update=changes), folder=folder, observer=observer, known=stored)
     if job.data_fingerprint != stored["dataset"]["fingerprint"]:
         raise RunFolderError(
             f"{folder.run}: the data in {job.settings.data} has changed since the build "
@@ -249,8 +246,26 @@ def _load(settings: BuildSettings, image_size: int | None, observer: Observer) -
     return dataset
 
 
-def _profiles(settings: BuildSettings) -> tuple[HardwareProfile, ...]:
-    profiles = tuple(load_profile(name) for name in settings.profiles)
+def _check_same_images(source: str, largest: Dataset, other: Dataset, size: int) -> None:
+    """Raise DataError unless ``other`` is the same set, divided in the same way, at ``size`` pixels."""
+    if other.image_shape[1:] != (size, size):
+        raise DataError(
+            f"{source}: gives images of {other.image_shape[2]}x{other.image_shape[1]} pixels; "
+            f"expected {size}x{size}, as --image-size asks for"
+        )
+    for part in ("train", "valid", "test"):
+        if not torch.equal(getattr(largest, part).labels, getattr(other, part).labels):
+            raise DataError(
+                f"{source}: at {size} pixels its {part} split is another one than at {largest.image_shape[1]}; "
+                "expected the same images, in the same order, at every --image-size"
+            )
+
+
+def _profiles(settings: BuildSettings, known: Mapping[str, Any]) -> tuple[HardwareProfile, ...]:
+    profiles = tuple(
+        HardwareProfile.from_dict(known[source]) if source in known else load_profile(source)
+        for source in settings.profiles
+    )
     seen: dict[str, str] = {}
     for profile, source in zip(profiles, settings.profiles, strict=True):
         if profile.name in seen:
@@ -280,11 +295,17 @@ def default_threads() -> int:
     return cores if not isinstance(quota, int | float) else max(1, min(cores, int(quota)))
 
 
-def _check_borrowed(settings: BuildSettings, profiles: tuple[HardwareProfile, ...]) -> None:
+def _check_borrowed(
+    settings: BuildSettings, profiles: tuple[HardwareProfile, ...], folder: RunFolder
+) -> None:
     """Raise ConfigError unless the run of ``latency_from`` has a latency table for every profile."""
     if settings.latency_from is None:
         return
     other = RunFolder(Path(settings.latency_from))
+    if other.path.resolve() == folder.path.resolve():
+        raise ConfigError(
+            f"--latency-from {settings.latency_from}: is the run folder itself; expected that of another build"
+        )
     for profile in profiles:
         if not other.latency(profile.name).exists():
             raise ConfigError(

@@ -50,7 +50,7 @@ def find_distributions(job: Job) -> Distributions:
     Raises InfeasibleError, before any training, where a profile has a budget that the space cannot meet.
     """
     require_counts_feasible(job)
-    costs = profile_costs(job, [*job.searched, *(p for p in job.profiles if p not in job.searched)])
+    costs = profile_costs(job)
     names = [profile.name for profile in job.searched]
     supernet, joint = searched(job, {name: costs[name] for name in names})
     sources = {}
@@ -122,8 +122,8 @@ def _facts(
     }
 
 
-def join_run(job: Job, stored: Mapping[str, Any]) -> None:
-    """Make those profiles of ``job`` that the run does not know yet a part of it.
+def check_joining(job: Job, stored: Mapping[str, Any]) -> None:
+    """Check that those profiles of ``job`` that the run does not know yet may become a part of it.
 
     stored: the content of ``run.json``. Raises RunFolderError where the search is unfinished or does not cover a
     profile, and where a profile has another definition than in the run.
@@ -140,8 +140,6 @@ def join_run(job: Job, stored: Mapping[str, Any]) -> None:
             )
     if new:
         _check_covered(job, stored, new)
-        sources = dict(zip([p.name for p in job.profiles], job.settings.profiles, strict=True))
-        job.folder.add_profiles({p.name: p.to_dict() for p in new}, sources=[sources[p.name] for p in new])
 
 
 def _check_covered(job: Job, stored: Mapping[str, Any], new: Sequence[HardwareProfile]) -> None:

@@ -63,6 +63,7 @@ class Builder:
     def trained(self, name: str, architecture: Architecture, folder: ModelFolder) -> nn.Module:
         """Return the trained network on the CPU, in evaluation mode: from the run folder, or trained now."""
         if folder.training.exists() and folder.weights.exists():
+            folder.checkpoint.unlink(missing_ok=True)  # a kill may have left it
             network: nn.Module = build_network(self._job.space, architecture, self._job.normalise())
             network.load_state_dict(self._job.folder.load_tensors(folder.weights))
             return network.eval()

@@ -17,7 +17,7 @@ from nasdeploy.costs.comparison import Comparison, compare
 from nasdeploy.costs.sessions import check_runtime_available
 from nasdeploy.data.stored import image_chunks
 from nasdeploy.data.types import Split
-from nasdeploy.errors import ConfigError, NoisyMeasurementError
+from nasdeploy.errors import NasdeployError
 from nasdeploy.exporters import ExportedModel, make_exporter
 from nasdeploy.exporters.quantization import halve_model, quantize_model
 from nasdeploy.exporters.runtime import DEFAULT_BATCH, OnnxClassifier, onnx_accuracy, top1
@@ -160,7 +160,7 @@ class ProfileExporter:
                 protocol=self._options.protocol,
                 seed=self._job.settings.seed,
             )
-        except (ConfigError, NoisyMeasurementError) as error:
+        except NasdeployError as error:  # a process that died, too
             return None, f"latency not measured: {error}"
         return _measured(comparison, next(iter(baseline), None)), comparison.instability
 

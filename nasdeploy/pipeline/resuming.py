@@ -94,9 +94,10 @@ def carry_out(
     with stopping_between_steps() as stop:
         while loop.num_done < loop.num_steps:
             after_step(loop.step())
-            if stop.requested:
+            if checkpoint.due and not stop.requested:
+                save()
+            if stop.requested:  # perhaps while the state was stored
+                stop.answer()
                 save()
                 raise KeyboardInterrupt
-            if checkpoint.due:
-                save()
     return seconds + time.perf_counter() - started

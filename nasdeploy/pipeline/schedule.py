@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from nasdeploy.networks import build_network
 from nasdeploy.pipeline.context import Job
 from nasdeploy.settings import BuildSettings, parse_duration
+from nasdeploy.training.precision import autocast
 from nasdeploy.training.schedules import make_optimizer
 
 # Measured on the default space: a forward pass costs about a sixth of a step, a sampled network half of the largest.
@@ -115,7 +116,9 @@ def training_speed(job: Job, *, num_steps: int = 8) -> float:
         started = time.perf_counter()
         images, labels = next(batches)
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
+        with autocast(job.device):
+            logits = network(images)
+        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if job.device.type == "cuda":
             torch.cuda.synchronize(job.device)

@@ -66,6 +66,8 @@ def searched(job: Job, costs: Mapping[str, ProfileCosts]) -> tuple[Supernet, Poo
     """
     supernet, optimizer = make_supernet(job), make_optimizer(job, costs)
     if is_searched(job):
+        for leftover in (job.folder.search_checkpoint, job.folder.search_history_part):  # of a kill
+            leftover.unlink(missing_ok=True)
         supernet.load_state_dict(job.folder.load_tensors(job.folder.supernet))
         optimizer.load_state_dict(read_json(job.folder.search_state, schema=STATE_SCHEMA)["optimizer"])
     else:

@@ -25,6 +25,7 @@ from nasdeploy.pipeline.context import Job
 from nasdeploy.pipeline.distributions import Distributions, Source
 from nasdeploy.pipeline.searching import make_objective
 from nasdeploy.pipeline.tables import ProfileCosts, write_untrained
+from nasdeploy.profiles import HardwareProfile, Percent
 from nasdeploy.runs import read_json
 from nasdeploy.searchers.selecting import Finalist, FinalistJudge, candidates, fit_surrogate, rank_finalists
 from nasdeploy.spaces.base import Architecture
@@ -125,7 +126,7 @@ class Selector:
             if "latency" not in costs.limits.caps:
                 continue
             stored = costs.probes.get(self._hash(architecture))
-            if stored is not None:
+            if stored is not None and _is_of(CapCheck(**stored), costs.profile):
                 known[costs.profile.name] = CapCheck(**stored)
             else:
                 unknown[costs.profile.name] = (costs, architecture)
@@ -203,6 +204,15 @@ def select_missing(job: Job, found: Distributions, selector: Selector) -> None:
         selector.select(fresh)
 
 
+def join_run(job: Job) -> None:
+    """Make the profiles of the job a part of its run, once each has a network within its caps."""
+    stored = read_json(job.folder.run)
+    named = zip(job.profiles, job.settings.profiles, strict=True)
+    new = [(profile, source) for profile, source in named if profile.name not in stored["profiles"]]
+    if new:
+        job.folder.add_profiles({p.name: p.to_dict() for p, _ in new}, sources=[source for _, source in new])
+
+
 def _images(job: Job) -> tuple[Tensor, Split]:
     return job.recalibration_images, job.valid
 
@@ -216,6 +226,16 @@ def tighten(selection: Selection, metric: str, *, room: float, predicted: float)
     cap = make_objective(selection.costs).caps[metric]
     factor = room * predicted / cap
     selection.tightened[metric] = min(selection.tightened.get(metric, 1.0), factor)
+
+
+def _is_of(check: CapCheck, profile: HardwareProfile) -> bool:
+    """Return whether a stored check is of the cap of ``profile``: borrowed ones may be of another."""
+    budget = profile.budget.latency
+    if budget is None or budget.max is None:
+        return False
+    cap = budget.max.fraction if isinstance(budget.max, Percent) else budget.max.value
+    unit = "fraction" if isinstance(budget.max, Percent) else "ms"
+    return (check.cap, check.unit, check.percentile) == (cap, unit, budget.percentile)
 
 
 def latency_room(costs: ProfileCosts, check: CapCheck) -> float:

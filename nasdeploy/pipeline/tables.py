@@ -65,11 +65,13 @@ class ProfileCosts:
         )
 
 
-def profile_costs(job: Job, profiles: Sequence[HardwareProfile]) -> dict[str, ProfileCosts]:
-    """Return the costs of ``profiles``, measured once for each runtime, stored in the run folder.
+def profile_costs(job: Job) -> dict[str, ProfileCosts]:
+    """Return the costs of the profiles that were searched for and of those of the job.
 
+    Each is measured once for each runtime, and stored in the run folder.
     Raises InfeasibleError when some profile has a budget that the space cannot meet.
     """
+    profiles = [*job.searched, *(profile for profile in job.profiles if profile not in job.searched)]
     _borrow_tables(job, profiles)
     measured: dict[tuple[str, int], LatencyTable] = {}
     found = {profile.name: _costs_of(job, profile, measured) for profile in profiles}
@@ -104,10 +106,12 @@ def _costs_of(
     if path.exists():
         stored = read_json(path, schema=SCHEMA)
         latency, probes = LatencyTable.from_json(stored["table"]), stored["probes"]
-        latency.check_matches(job.space, profile.runtime, machine=machine_fingerprint())
+        if profile in job.profiles:  # what others were measured on does not matter here
+            latency.check_matches(job.space, profile.runtime, machine=machine_fingerprint())
     else:
         latency = _measured_table(job, profile.runtime, measured)
-    measured[_key(profile.runtime)] = latency
+    if latency.is_of(machine_fingerprint()):
+        measured[_key(profile.runtime)] = latency
     tables = {**exact_tables(job, profile), "latency": latency.cost_table(job.space)}
     limits = resolve_limits(profile, job.space, tables)
     costs = ProfileCosts(

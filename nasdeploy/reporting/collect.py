@@ -42,7 +42,7 @@ def collect_report(run: RunFolder) -> dict[str, Any]:
 
 def read_identity(run: RunFolder) -> Record:
     """Return run.json. Raises RunFolderError when it is missing or damaged."""
-    return read_record(run.run, "nasdeploy/run/1")
+    return read_record(run.run, "nasdeploy/run/2")
 
 
 def collect_profile(run: RunFolder, identity: Record, name: str) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from nasdeploy.reporting import text
 from nasdeploy.reporting.text import TIMES
+from nasdeploy.spaces import RESOLUTION
 
-__all__ = ["GLOSSARY", "Report", "command_line", "stages", "table_cells", "worst_classes"]
+__all__ = ["GLOSSARY", "Report", "command_line", "input_shape", "stages", "table_cells", "worst_classes"]
 
 Report = Mapping[str, Any]
 """What :func:`nasdeploy.reporting.collect.collect_report` returns."""
@@ -160,3 +161,10 @@ def conditions(profile: Mapping[str, Any]) -> str:
         f"{len(latency['block_p50_ms'])} blocks, n = {summary['n']} runs",
     ]
     return "; ".join(parts)
+
+
+def input_shape(profile: Mapping[str, Any], dataset: Mapping[str, Any]) -> list[int]:
+    """Return (channels, height, width) of what the network of ``profile`` takes: the search may choose the size."""
+    channels, height, width = dataset["image_shape"]
+    chosen = (profile["architecture"] or {"names": {}})["names"].get(RESOLUTION)
+    return [channels, height, width] if chosen is None else [channels, int(chosen), int(chosen)]
