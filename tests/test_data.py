@@ -22,7 +22,6 @@ from nasdeploy.data import (
     accuracy_metrics,
     class_weights,
     dataset_names,
-    evaluation_batches,
     is_unbalanced,
     load_dataset,
     make_augmentation,
@@ -462,6 +461,15 @@ def test_equal_sizes_that_are_not_square_are_refused(tmp_path):
         load(write_folder(tmp_path, size=(200, 100)))
 
 
+@pytest.mark.parametrize(("size", "proposed"), [((230, 20), 20), ((300, 224), 224), ((300, 260), 224)])
+def test_size_that_is_proposed_is_the_shorter_side_but_not_above_224(tmp_path, rng, size, proposed):
+    pixels = {"train_images": np.zeros((60, *size), np.uint8), "test_images": np.zeros((15, *size), np.uint8)}
+    folder = write_folder(tmp_path / "files", size=size, count=4)
+    for path in (folder, write_npz(tmp_path / "set.npz", rng, **pixels)):
+        with pytest.raises(DataError, match=rf"--image-size {proposed} resizes and crops them"):
+            load(path)
+
+
 @pytest.mark.parametrize("image_size", [None, 8])
 def test_corrupt_image_is_named(tmp_path, image_size):
     root = write_folder(tmp_path)
@@ -621,7 +629,7 @@ def test_batches_continue_from_their_state(numbered, consumed):
     for _ in range(consumed):
         next(first)
     state = {key: tensor.clone() for key, tensor in first.state_dict().items()}
-    expected = [first.next() for _ in range(4)]
+    expected = [next(first) for _ in range(4)]
     second = make_batches(numbered, seed=99, augmentation="standard")
     second.load_state_dict(state)
     for images, labels in expected:
@@ -638,17 +646,9 @@ def test_state_of_another_split_is_refused(numbered):
         smaller.load_state_dict(batches.state_dict())
 
 
-def test_evaluation_batches_hold_every_image_once_in_order(numbered):
-    batches = list(evaluation_batches(numbered, 4))
-    assert [len(labels) for _, labels in batches] == [4, 4, 2]
-    assert torch.cat([images[:, 0, 0, 0] for images, _ in batches]).tolist() == list(range(10))
-
-
 def test_batch_size_below_one_is_refused(numbered):
     with pytest.raises(ConfigError, match="batch_size = 0"):
         make_batches(numbered, batch_size=0)
-    with pytest.raises(ConfigError, match="batch_size = 0"):
-        next(evaluation_batches(numbered, 0))
 
 
 # ── accuracy ─────────────────────────────────────────────────────────────────────────────────────

@@ -8,6 +8,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,100 @@ def test_crafted_array_states_are_refused(tmp_path):
         (tmp_path / "x").write_bytes(array_state(shape, kind, state, b"abcd"))
         with pytest.raises(DataError, match=r"x: (not a readable pickle|the pickle asks for an array of)"):
             load_plain_pickle(tmp_path / "x")
+
+
+FUNCTION = b"c_codecs\nencode\n"
+CLASSES_ADMITTED = b"cnumpy\nndarray\n", b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n"
+
+
+@pytest.mark.parametrize("admitted", [FUNCTION, *CLASSES_ADMITTED])
+@pytest.mark.parametrize(
+    "state", [b"}(V__defaults__\n(Vlatin1\ntu", b"N}(V__defaults__\n(Vlatin1\ntu\x86", b"}(Vmark\nI01\nu"]
+)
+def test_pickle_cannot_change_what_it_is_read_with(tmp_path, cifar10, admitted, state):
+    """BUILD sets attributes, of a function too, and for the whole process. [pickletools]"""
+    from nasdeploy.data.unpickling import ADMITTED
+
+    message = "asks for a change of _codecs.encode" if admitted == FUNCTION else "not a readable pickle"
+    before = [(vars(one).copy() if isinstance(one, type) else dir(one)) for one in ADMITTED.values()]
+    (tmp_path / "x").write_bytes(b"\x80\x02" + admitted + state + b"b.")
+    with pytest.raises(DataError, match=message) as caught:
+        load_plain_pickle(tmp_path / "x")
+    assert "\n" not in str(caught.value)
+    after = [(vars(one).copy() if isinstance(one, type) else dir(one)) for one in ADMITTED.values()]
+    assert after == before
+    write_python_cifar10(tmp_path / "cifar", cifar10, protocol=0)
+    assert load(tmp_path / "cifar").num_classes == 2
+
+
+def test_a_plain_function_would_have_been_changed():
+    """What the test above is about: nothing of it is the unpickler's own doing."""
+
+    def function() -> None: ...
+
+    class Admitting(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> object:
+            return function
+
+    content = b"\x80\x02" + FUNCTION + b"N}(V__defaults__\n(Vlatin1\ntu\x86b."
+    Admitting(io.BytesIO(content)).load()
+    assert function.__defaults__ == ("latin1",)
+
+
+def nested(depth: int, make) -> object:
+    """A container with the one before it in two places, and so on: 2^depth of them for who walks through it."""
+    value = make(0, 0)
+    for _ in range(depth):
+        value = make(value, value)
+    return value
+
+
+SHARING = {
+    "lists": lambda depth: nested(depth, lambda a, b: [a, b]),
+    "tuples": lambda depth: nested(depth, lambda a, b: (a, b)),
+    "dicts": lambda depth: nested(depth, lambda a, b: {"a": a, "b": b}),
+    "tuples and lists": lambda depth: nested(depth, lambda a, b: ([a], (b,), a)),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("kind", SHARING)
+def test_shared_containers_are_refused_at_once(tmp_path, kind, protocol):
+    """Two of them are refused as forty are; of forty, nobody could wait for the end."""
+    for depth in (1, 40):
+        (tmp_path / "x").write_bytes(pickle.dumps({"labels": SHARING[kind](depth)}, protocol))
+        start = time.perf_counter()
+        with pytest.raises(DataError, match="x: a list, tuple or dict of the pickle stands in two places"):
+            load_plain_pickle(tmp_path / "x")
+        assert time.perf_counter() - start < 1.0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"]2l.",
+        b"]2\x86.",
+        b"(K\x01tVtext\n0q\x00h\x00\x86.",  # stored after something else was put on top of it and taken off
+        b"(K\x01tq\x00h\x00q\x01h\x01\x86.",
+        b"]q\x00h\x00a.",  # a list in itself
+        b"}q\x00" + b"K\x01\x85q\x00h\x00\x86q\x00" + b"h\x00h\x00\x86q\x00" * 40 + b"K\x01s.",
+    ],
+    ids=["dup list", "dup", "after pop", "stored twice", "cycle", "key"],
+)
+def test_no_way_to_share_a_container_is_left(tmp_path, content):
+    (tmp_path / "x").write_bytes(b"\x80\x02" + content)
+    with pytest.raises(DataError, match="x: a list, tuple or dict of the pickle stands in two places"):
+        load_plain_pickle(tmp_path / "x")
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_texts_types_and_arrays_may_be_shared(tmp_path, protocol):
+    array, text, content, large = np.arange(6), "some text", b"some\xff", b"x" * 100_000
+    value = {"a": array, "b": array, "c": np.arange(6), "d": [text, text, content, content, large, large]}
+    (tmp_path / "x").write_bytes(pickle.dumps(value, protocol))
+    found = load_plain_pickle(tmp_path / "x")
+    assert [found[key].tolist() for key in "abc"] == [list(range(6))] * 3
+    assert found["d"] == value["d"]
 
 
 def test_texts_of_python_2_are_read(tmp_path):
@@ -691,6 +786,11 @@ def test_metadata_and_names_choose_between_columns(tmp_path, write_parquet):
         ({"metadata": {b"huggingface": b"{"}}, "'huggingface' metadata is damaged"),
         ({"metadata": {b"huggingface": b'{"info": 3}'}}, "'huggingface' metadata is damaged"),
         ({"metadata": features(label=CLASSES | {"names": ["ant"]})}, r"1 class \(ant\)"),
+        (
+            {"metadata": {b"huggingface": b'{"info": {"features": ["label"]}}'}},
+            r"'huggingface' metadata is damaged \('features' is a list, expected a dict\)",
+        ),
+        ({"metadata": {b"huggingface": b"null"}}, "'huggingface' metadata is damaged"),
     ],
 )
 def test_parquet_that_is_wrong_is_refused(tmp_path, write_parquet, changes, message):
@@ -702,6 +802,74 @@ def test_parquet_that_is_wrong_is_refused(tmp_path, write_parquet, changes, mess
     with pytest.raises(DataError, match=message) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_parquet_whose_metadata_tells_no_features_is_read(tmp_path, write_parquet):
+    for metadata in ({b"huggingface": b'{"info": {"features": null}}'}, features(label=None)):
+        path = write_parquet(tmp_path / "train.parquet", metadata=metadata)
+        assert load(path).class_names == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize("value", [2**63, 2**64 - 1])
+def test_parquet_label_that_is_too_large_is_named(tmp_path, write_parquet, value):
+    arrow = pytest.importorskip("pyarrow")
+    labels = arrow.array([*[i % 4 for i in range(39)], value], arrow.uint64())
+    path = write_parquet(tmp_path / "train.parquet", label=labels)
+    with pytest.raises(
+        DataError, match=rf"train\.parquet: 'label' is {value} in row 39; expected 0 to the number of classes"
+    ):
+        load(path)
+    small = arrow.array([i % 4 for i in range(40)], arrow.uint64())
+    assert load(write_parquet(path, label=small)).num_classes == 4
+
+
+def test_parquet_text_that_is_not_utf_8_is_one_line(tmp_path, write_parquet, coloured):
+    """In labels, in the paths beside the images, and in the names of columns."""
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    latin = arrow.array(["café".encode("latin1")] * 40, arrow.binary()).view(arrow.string())
+    content = arrow.array([encode(image) for image in coloured], arrow.binary())
+    images = arrow.StructArray.from_arrays([content, latin], names=["bytes", "path"])
+    path = write_parquet(tmp_path / "train.parquet")
+    foreign = arrow.schema([arrow.field("café".encode("latin1"), arrow.int64())])
+    for write in (
+        lambda: write_parquet(path, label=latin),
+        lambda: write_parquet(path, image=images),
+        lambda: parquet.write_table(arrow.Table.from_arrays([arrow.array([1])], schema=foreign), path),
+    ):
+        write()
+        with pytest.raises(DataError, match=r"train\.parquet: holds text that is not UTF-8 \(") as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_parquet_text_labels_are_numbered_by_the_names_of_the_metadata(tmp_path, write_parquet):
+    """Whatever the order of the names, and of the labels."""
+    names = ["dog", "ant", "cow", "bee"]
+    metadata = features(label=CLASSES | {"names": names})
+    write_parquet(tmp_path / "train.parquet", metadata=metadata, label=[names[i % 4] for i in range(40)])
+    write_parquet(tmp_path / "test.parquet", range(3), metadata=metadata, label=["cow", "dog", "cow"])
+    write_parquet(tmp_path / "valid.parquet", range(1), metadata=metadata, label=["bee"])
+    dataset = load(tmp_path)
+    assert dataset.class_names == ("dog", "ant", "cow", "bee")
+    assert dataset.train.labels.tolist() == [0, 1, 2, 3] * 10
+    assert (dataset.test.labels.tolist(), dataset.valid.labels.tolist()) == ([2, 0, 2], [3])
+    write_parquet(tmp_path / "test.parquet", range(1), metadata=metadata, label=["emu"])
+    with pytest.raises(
+        DataError, match="test: label 'emu' is not among the class names of the metadata"
+    ) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_labels_of_two_kinds_are_refused(tmp_path, write_parquet):
+    write_parquet(tmp_path / "train.parquet")
+    for labels, kind in ((["ant"] * 4, "string"), ([0.5] * 4, "double")):
+        write_parquet(tmp_path / "test.parquet", range(4), label=labels)
+        with pytest.raises(
+            DataError, match=rf"test\.parquet: 'label' is {kind}; expected integers, as in the first file"
+        ):
+            load(tmp_path)
 
 
 def test_parquet_files_that_do_not_fit_together_are_refused(tmp_path, write_parquet):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import filelock
@@ -20,13 +21,14 @@ from nasdeploy.data import (
     Dataset,
     Split,
     StoredImages,
-    evaluation_batches,
     image_chunks,
     load_dataset,
     make_augmentation,
     training_batches,
 )
 from nasdeploy.data.cache import cache_folder
+from nasdeploy.data.contents import LabelledImages, Request
+from nasdeploy.data.pixels import labelled_pixels, resized_entry
 from nasdeploy.data.stored import PixelFile
 from nasdeploy.errors import DataError
 from nasdeploy.exporters.runtime import onnx_predictions
@@ -116,7 +118,7 @@ def test_batches_arrive_on_the_device_that_was_asked_for(pair):
     assert moved.device == torch.device("meta")
     assert moved[2:7].device == torch.device("meta")
     assert moved.select(np.arange(3))[torch.tensor([0, 2])].shape == (2, 3, 4, 4)
-    assert moved.cpu()[0:1].device == torch.device("cpu")
+    assert moved.to("cpu")[0:1].device == torch.device("cpu")
 
 
 def test_training_batches_arrive_on_the_device_and_are_chosen_on_the_cpu(pair):
@@ -229,17 +231,6 @@ def test_training_batches_are_the_same(photos):
     expected = next(batches[0])
     batches[1].load_state_dict(state)
     assert torch.equal(next(batches[1])[0], expected[0])
-
-
-def test_evaluation_batches_are_the_same(photos):
-    found = zip(
-        evaluation_batches(load(photos).valid, 4),
-        evaluation_batches(load(photos, stored=False).valid, 4),
-        strict=True,
-    )
-    for (images, labels), (other_images, other_labels) in found:
-        assert torch.equal(images, other_images)
-        assert torch.equal(labels, other_labels)
 
 
 def test_evaluation_and_recalibration_are_the_same(photos):
@@ -462,3 +453,147 @@ def test_set_that_another_process_decodes_is_awaited_and_taken_from_it(photos, c
     waiting.join(timeout=30.0)
     assert found == [expected]
     assert max(shares) == pytest.approx(0.1)  # the headers, and no image
+
+
+# ── sets of pixels that are resized ──────────────────────────────────────────────────────────────
+
+
+def write_pixel_npz(folder: Path, *, seed: int = 0) -> Path:
+    """Write 30 RGB images, 6x7 pixels, and 6 for test, of 3 classes."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for part, count in (("train", 30), ("test", 6)):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (count, 6, 7, 3), dtype=np.uint8)
+        arrays[f"{part}_labels"] = np.arange(count) % 3
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "set.npz", **arrays)
+    return folder / "set.npz"
+
+
+def write_cifar(folder: Path) -> Path:
+    """Write two batches and a test batch of the binary version, 12 images each."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+        records = rng.integers(0, 256, (12, 3073), dtype=np.uint8)
+        records[:, 0] = np.arange(12) % 3
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    return folder
+
+
+def write_idx(folder: Path) -> Path:
+    """Write 30 grey images and 6 for test."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 30), ("t10k", 6)):
+        images = rng.integers(0, 256, (count, 10, 10), dtype=np.uint8)
+        labels = (np.arange(count) % 3).astype(np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (folder / f"{part}-{name}-ubyte").write_bytes(header + array.tobytes())
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_pixel_npz, write_cifar, write_idx])
+def test_resized_pixels_beyond_the_limit_are_stored_and_the_same(tmp_path, cache, write):
+    path = write(tmp_path / "set")
+    kept = load(path, stored=False)
+    assert not cache.exists()
+    stored = load(path)
+    assert [type(split.images) for split in splits(stored)] == [StoredImages] * 3
+    assert [type(split.images) for split in splits(kept)] == [torch.Tensor] * 3
+    assert stored.fingerprint() == kept.fingerprint()
+    assert stored.normalisation() == kept.normalisation()
+    assert [len(split) for split in splits(stored)] == [len(split) for split in splits(kept)]
+    assert len(names(cache, ".npy")) == 2  # train and test: valid is a part of train
+
+
+def test_limit_counts_the_resized_pixels_of_all_parts(tmp_path, cache):
+    path = write_pixel_npz(tmp_path / "set")
+    num_bytes = 36 * 3 * 8 * 8
+    assert isinstance(load(path, memory_limit=num_bytes).test.images, torch.Tensor)
+    assert not cache.exists()
+    assert isinstance(load(path, memory_limit=num_bytes - 1).test.images, StoredImages)
+
+
+def test_pixels_that_have_their_size_are_not_stored(tmp_path, cache):
+    path = write_cifar(tmp_path / "set")
+    one, two = load(path, image_size=None), load(path, image_size=32)
+    assert isinstance(one.train.images, torch.Tensor)
+    assert one.fingerprint() == two.fingerprint()
+    assert not cache.exists()
+
+
+def test_pixels_are_resized_as_image_files_are(tmp_path):
+    path = write_pixel_npz(tmp_path / "set")
+    with np.load(path) as archive:
+        images, labels = archive["train_images"], archive["train_labels"]
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (tmp_path / "files" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "files" / str(label) / f"{number:02}.png")
+    np.savez(path, train_images=images, train_labels=labels)
+    found = [
+        {image.numpy().tobytes() for split in splits(load(p, stored=False)) for image in split.images}
+        for p in (path, tmp_path / "files")
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == 30
+
+
+def test_pixels_are_resized_once(tmp_path, cache):
+    path = write_pixel_npz(tmp_path / "set")
+    shares: list[float] = []
+    first = load(path, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[0] > 0.0
+    assert shares[-1] == pytest.approx(1.0)
+    files = names(cache, ".npy")
+    again: list[float] = []
+    assert load(path, progress=again.append).fingerprint() == first.fingerprint()
+    assert (again, names(cache, ".npy")) == ([], files)
+    load(path, image_size=9)
+    assert len(names(cache, ".npy")) == 4
+
+
+def test_changed_pixels_are_resized_again_and_replace_their_files(tmp_path, cache):
+    path = write_pixel_npz(tmp_path / "set")
+    before, files = load(path), names(cache, ".npy")
+    size, time = path.stat().st_size, path.stat().st_mtime_ns
+    write_pixel_npz(tmp_path / "set", seed=1)
+    os.utime(path, ns=(time, time + 1))
+    after = load(path)
+    assert path.stat().st_size == size
+    assert len(names(cache, ".npy")) == 2
+    assert not set(names(cache, ".npy")) & set(files)
+    assert after.fingerprint() == load(path, stored=False).fingerprint() != before.fingerprint()
+
+
+def test_pixels_that_change_while_they_are_read_are_not_taken_for_the_new_ones(tmp_path):
+    """The place is that of the file as it was before it was read."""
+    path = write_pixel_npz(tmp_path / "set")
+    request = Request(path=path, image_size=8, memory_limit=0)
+    entry = resized_entry(request, [path])
+    with np.load(path) as archive:
+        old = LabelledImages(images=archive["train_images"], labels=archive["train_labels"])
+    write_pixel_npz(tmp_path / "set", seed=1)
+    os.utime(path, ns=(1, 1))
+    labelled_pixels({"train": old}, where={}, request=request, entry=entry)
+    assert load(path).fingerprint() == load(path, stored=False).fingerprint()
+
+
+@pytest.mark.parametrize(("memory_limit", "most"), [(2**30, 1.5), (0, 0.75)], ids=["memory", "stored"])
+def test_resizing_needs_no_second_copy(tmp_path, memory_limit, most):
+    (tmp_path / "x.npz").touch()
+    request = Request(path=tmp_path / "x.npz", image_size=32, memory_limit=memory_limit)
+    entry = resized_entry(request, [request.path])
+    parts = {
+        "train": LabelledImages(images=np.ones((4000, 4, 4, 1), np.uint8), labels=np.zeros(4000, np.int64))
+    }
+    tracemalloc.start()
+    try:
+        sized = labelled_pixels(parts, where={}, request=request, entry=entry)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sized["train"].images.shape == (4000, 1, 32, 32)
+    assert peak < most * 4000 * 32 * 32

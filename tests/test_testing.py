@@ -189,6 +189,26 @@ def drawing(draw: Callable[[], object]) -> Callable[[Dataset, int], Dataset]:
     return change
 
 
+def cropped(good: Dataset, size: int) -> Dataset:
+    """Return the images at ``size`` if they are larger."""
+    parts = {
+        name: with_images(split, split.images[..., :size, :size])
+        for name, split in (("train", good.train), ("valid", good.valid), ("test", good.test))
+    }
+    return replace(good, **parts, preprocessing=replace(good.preprocessing, image_size=size))
+
+
+def dividing_by_size(part: str) -> Callable[[Dataset, int], Dataset]:
+    """Put the images of a part into another order at every size; there are as many of each class."""
+
+    def change(good: Dataset, seed: int) -> Dataset:
+        split = getattr(good, part)
+        order = torch.arange(len(split)).roll(good.preprocessing.image_size // 4)
+        return replace(good, **{part: Split(split.images[order], split.labels[order])})
+
+    return change
+
+
 COUNTER = itertools.count()
 
 BROKEN_DATASETS: Mapping[str, tuple[str, Callable[[Dataset, int], Dataset]]] = {
@@ -252,6 +272,13 @@ BROKEN_DATASETS: Mapping[str, tuple[str, Callable[[Dataset, int], Dataset]]] = {
         "test_images_have_the_size_that_was_asked_for",
         lambda good, seed: replace(good, preprocessing=replace(good.preprocessing, image_size=28)),
     ),
+    "always the size that it has": (
+        "test_images_have_the_size_that_was_asked_for",
+        lambda good, seed: cropped(good, MadeDataset.other_size),
+    ),
+    "training labels by size": ("test_the_division_does_not_depend_on_the_size", dividing_by_size("train")),
+    "validation labels by size": ("test_the_division_does_not_depend_on_the_size", dividing_by_size("valid")),
+    "test labels by size": ("test_the_division_does_not_depend_on_the_size", dividing_by_size("test")),
     "draws from torch": (
         "test_loading_draws_from_no_global_generator",
         drawing(lambda: torch.rand(1)),

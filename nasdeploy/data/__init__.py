@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from nasdeploy.data.assembly import assemble_dataset
 from nasdeploy.data.augment import Augmentation, make_augmentation
-from nasdeploy.data.batches import Batch, TrainingBatches, as_input, evaluation_batches, training_batches
+from nasdeploy.data.batches import Batch, TrainingBatches, as_input, training_batches
 from nasdeploy.data.contents import MEMORY_LIMIT, LabelledImages
 from nasdeploy.data.loading import DatasetLoader, dataset_names, load_dataset
 from nasdeploy.data.metrics import Accuracy, accuracy_metrics, class_weights, is_unbalanced
@@ -33,7 +33,6 @@ __all__ = [
     "assemble_dataset",
     "class_weights",
     "dataset_names",
-    "evaluation_batches",
     "image_chunks",
     "is_unbalanced",
     "load_dataset",

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from nasdeploy.data.augment import Augmentation
-from nasdeploy.data.stored import StoredImages, image_chunks, take
+from nasdeploy.data.stored import StoredImages, take
 from nasdeploy.data.types import Split
 from nasdeploy.errors import ConfigError, RunFolderError
 
@@ -26,7 +26,8 @@ class TrainingBatches(Iterator[Batch]):
     """
 
     def __init__(self, split: Split, *, batch_size: int, generator: Generator, augment: Augmentation) -> None:
-        _check_batch_size(batch_size)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size = {batch_size}; expected at least 1")
         if not len(split):
             raise ConfigError("training batches: the split has no images; expected at least one")
         self._split = split
@@ -50,10 +51,6 @@ class TrainingBatches(Iterator[Batch]):
         self._order = order
         self._label_order = order.to(self._split.labels.device)
         self._image_order = order if isinstance(self._split.images, StoredImages) else self._label_order
-
-    def next(self) -> Batch:
-        """Return the next batch; the same as ``next(batches)``."""
-        return self.__next__()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the generator's state, the order of the epoch and the position in it."""
@@ -86,20 +83,6 @@ def training_batches(
     return TrainingBatches(split, batch_size=batch_size, generator=generator, augment=augment)
 
 
-def evaluation_batches(split: Split, batch_size: int) -> Iterator[Batch]:
-    """Yield every image of ``split`` once, in order, unaugmented; the last batch may be smaller."""
-    _check_batch_size(batch_size)
-    for images, labels in zip(
-        image_chunks(split.images, batch_size), torch.split(split.labels, batch_size), strict=True
-    ):
-        yield as_input(images), labels
-
-
 def as_input(images: Tensor) -> Tensor:
     """Return (B, C, H, W) as the networks take it: float32, channels_last, values unchanged."""
     return images.to(dtype=torch.float32, memory_format=torch.channels_last)
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ConfigError(f"batch_size = {batch_size}; expected at least 1")

@@ -1,4 +1,4 @@
-"""Decoded images in files, so that a large set is decoded once: whole files or none.
+"""Decoded and resized images in files, so that a large set is made once: whole files or none.
 
 A file is a plain .npy of uint8 (N, C, H, W). Its name says what it is of: the path and the image size, then a hash of
 all files that were read, their sizes and times. It may be deleted at any time, and is made again.
@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import filelock
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from nasdeploy.data.stored import PixelFile
+from nasdeploy.data.stored import Images, PixelFile, StoredImages
 from nasdeploy.errors import DataError
 
 FORMAT = 1
@@ -38,7 +39,10 @@ def cache_folder() -> Path:
 
 
 def cache_entry(path: Path, files: Sequence[str], *, image_size: int | None) -> CacheEntry:
-    """Return the place for the decoded images of ``path``, which are in ``files``. Raises DataError if one is gone."""
+    """Return the place for the images that are made of ``path``, which are in ``files``: ask before reading these.
+
+    Raises DataError if one is gone.
+    """
     whole = path.resolve()
     place = _digest(f"{whole}\0{image_size}")
     # Pillow's decoders differ in a pixel here and there from version to version.
@@ -67,6 +71,11 @@ class CacheEntry:
     def path(self) -> Path:
         """The file."""
         return self.folder / f"{self.place}-{self.key}.npy"
+
+    def part(self, name: str) -> CacheEntry:
+        """Return the place of one part of the set, a file of its own."""
+        # No "-": what begins with "place-" are the files of the whole set.
+        return replace(self, place=f"{self.place}.{name}")
 
     def find(self) -> PixelFile | None:
         """Return the file if it is there and whole."""
@@ -132,6 +141,22 @@ class CacheEntry:
         for path in self.folder.glob(f"{self.place}-*.npy"):
             if path != self.path:
                 path.unlink(missing_ok=True)
+
+
+def make_images(shape: Shape, fill: Callable[[Write], None], *, entry: CacheEntry | None) -> Images:
+    """Return the images (N, C, H, W) that ``fill`` writes: in memory, or in the file of ``entry`` if one is given.
+
+    A file that is there is taken as it is. Raises DataError as :meth:`CacheEntry.make` does.
+    """
+    if entry is not None:
+        return StoredImages(entry.find() or entry.make(shape, fill))
+    images = np.empty(shape, np.uint8)
+
+    def write(first: int, pixels: npt.NDArray[np.uint8]) -> None:
+        images[first : first + len(pixels)] = pixels
+
+    fill(write)
+    return torch.from_numpy(images)
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nasdeploy.data.contents import Contents, Labels, Request
-from nasdeploy.data.pixels import Pixels, labelled_pixels, numbered_classes
+from nasdeploy.data.contents import Contents, LabelledImages, Labels, Request
+from nasdeploy.data.pixels import Pixels, labelled_pixels, numbered_classes, resized_entry
 from nasdeploy.data.unpickling import load_plain_pickle
 from nasdeploy.errors import DataError
 
@@ -57,17 +57,13 @@ def load_cifar(request: Request) -> Contents:
     files = {"train": _train_files(folder, variant)}
     if (folder / variant.test).is_file():
         files["test"] = [folder / variant.test]
-    parts = {}
-    for part, paths in files.items():
-        read = [variant.read(path) for path in paths]
-        flat = np.concatenate([images for images, _ in read]).reshape(-1, CHANNELS, SIDE, SIDE)
-        parts[part] = labelled_pixels(
-            flat.transpose(0, 2, 3, 1),  # (N, C, H, W) -> (N, H, W, C)
-            np.concatenate([labels for _, labels in read]),
-            image_size=request.image_size,
-            where=f"{folder}: the images",
-        )
-    return Contents(class_names=_class_names(folder, variant, parts["train"].labels), **parts)
+    entry = resized_entry(request, [path for paths in files.values() for path in paths])
+    parts = {part: _read_all(paths, variant) for part, paths in files.items()}
+    where = dict.fromkeys(parts, f"{folder}: the images")
+    return Contents(
+        class_names=_class_names(folder, variant, parts["train"].labels),
+        **labelled_pixels(parts, where=where, request=request, entry=entry),
+    )
 
 
 def _variant(folder: Path, variants: tuple[_Variant, ...]) -> _Variant | None:
@@ -75,6 +71,15 @@ def _variant(folder: Path, variants: tuple[_Variant, ...]) -> _Variant | None:
         return None
     names = [path.name for path in folder.iterdir() if path.is_file()]
     return next((v for v in variants if any(re.fullmatch(v.train, name) for name in names)), None)
+
+
+def _read_all(paths: list[Path], variant: _Variant) -> LabelledImages:
+    read = [variant.read(path) for path in paths]
+    flat = np.concatenate([images for images, _ in read]).reshape(-1, CHANNELS, SIDE, SIDE)
+    return LabelledImages(
+        images=flat.transpose(0, 2, 3, 1),  # (N, C, H, W) -> (N, H, W, C)
+        labels=np.concatenate([labels for _, labels in read]),
+    )
 
 
 def _train_files(folder: Path, variant: _Variant) -> list[Path]:

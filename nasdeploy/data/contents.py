@@ -15,12 +15,16 @@ import numpy.typing as npt
 from nasdeploy.data.types import Split
 
 MEMORY_LIMIT = 2**29
-"""Bytes of decoded images that are held in memory, 512 MiB: loading takes twice that. Larger sets stay in a file."""
+"""Bytes of decoded or resized images that are held in memory, 512 MiB: loading takes twice that. Larger sets stay in
+a file."""
+
+SUGGESTED_MAX_SIZE = 224
+"""Pixels: the largest side that a message proposes, for photographs of any size."""
 
 Labels = npt.NDArray[np.int64]
 
 Progress = Callable[[float], None]
-"""Called with the share of the images that has been decoded, 0 to 1."""
+"""Called with the share of the images that has been decoded or resized, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,7 +39,7 @@ class LabelledImages:
 class Request:
     """What to read and how. image_size: side in pixels, None where the images are squares of one size already.
 
-    memory_limit: bytes of decoded images, see :data:`MEMORY_LIMIT`.
+    memory_limit: bytes of decoded or resized images, see :data:`MEMORY_LIMIT`.
     """
 
     path: Path
@@ -52,3 +56,13 @@ class Contents:
     train: LabelledImages | Split
     valid: LabelledImages | Split | None = None
     test: LabelledImages | Split | None = None
+
+
+def part_of_progress(progress: Progress | None, start: float, end: float) -> Progress:
+    """Return a function that reports shares of one part of the work, ``start`` to ``end``, as shares of the whole."""
+
+    def report(share: float) -> None:
+        if progress is not None:
+            progress(start + share * (end - start))
+
+    return report

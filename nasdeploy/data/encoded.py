@@ -5,8 +5,9 @@ Notation: N images, C channels, H = W = size pixels.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -15,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nasdeploy.data.cache import Shape, Write, cache_entry
-from nasdeploy.data.contents import Labels, Progress, Request
+from nasdeploy.data.cache import Shape, Write, cache_entry, make_images
+from nasdeploy.data.contents import SUGGESTED_MAX_SIZE, Labels, Progress, Request, part_of_progress
 from nasdeploy.data.images import EncodedImage, Header, decode, in_threads, read_header
 from nasdeploy.data.stored import Images, StoredImages
 from nasdeploy.data.types import Split
 from nasdeploy.errors import DataError
-from nasdeploy.spaces.mobile import MAX_SIZE
 
 BATCH = 8
 """Images decoded without a break: a photograph takes a tenth of a second, and Ctrl-C waits for a batch."""
@@ -70,22 +70,19 @@ def decode_images(encoded: EncodedImages, request: Request) -> Images:
 def _decode_images(encoded: EncodedImages, request: Request) -> Images:
     side = request.image_size or _first_side(encoded)
     entry = None
-    if _num_bytes((len(encoded), 3, side, side)) > request.memory_limit:
+    if math.prod((len(encoded), 3, side, side)) > request.memory_limit:
         entry = cache_entry(request.path, encoded.files, image_size=request.image_size)
         if (found := entry.find()) is not None:
             stored = StoredImages(found)
             return stored[:] if stored.shape.numel() <= request.memory_limit else stored
-    shape = _shape(encoded, request.image_size, _part_of(request.progress, 0.0, HEADER_SHARE))
-    progress = _part_of(request.progress, HEADER_SHARE, 1.0)
-    if entry is None or _num_bytes(shape) <= request.memory_limit:
-        images = np.empty(shape, np.uint8)
-
-        def keep(first: int, pixels: npt.NDArray[np.uint8]) -> None:
-            images[first : first + len(pixels)] = pixels
-
-        _decode_all(encoded, shape, keep, progress)
-        return torch.from_numpy(images)
-    return StoredImages(entry.make(shape, lambda write: _decode_all(encoded, shape, write, progress)))
+    shape = _shape(encoded, request.image_size, part_of_progress(request.progress, 0.0, HEADER_SHARE))
+    progress = part_of_progress(request.progress, HEADER_SHARE, 1.0)
+    too_large = math.prod(shape) > request.memory_limit
+    return make_images(
+        shape,
+        lambda write: _decode_all(encoded, shape, write, progress),
+        entry=entry if too_large else None,
+    )
 
 
 def decode_parts(
@@ -108,11 +105,6 @@ def decode_parts(
         part: whole.part(np.arange(start, stop))
         for part, start, stop in zip(labels, bounds[:-1], bounds[1:], strict=True)
     }
-
-
-def _num_bytes(shape: Shape) -> int:
-    count, channels, height, width = shape
-    return count * channels * height * width
 
 
 def _first_side(encoded: EncodedImages) -> int:
@@ -177,7 +169,7 @@ def _shape(encoded: EncodedImages, image_size: int | None, progress: Progress) -
 
 def _check_sizes(encoded: EncodedImages, sizes: npt.NDArray[np.int32]) -> None:
     """Raise DataError unless all images are squares of one size (N, 2)."""
-    suggestion = f"--image-size {min(MAX_SIZE, int(sizes.min()))} resizes and crops them"
+    suggestion = f"--image-size {min(SUGGESTED_MAX_SIZE, int(sizes.min()))} resizes and crops them"
     width, height = sizes[0]
     different = np.flatnonzero((sizes != sizes[0]).any(axis=1))
     if len(different):
@@ -194,13 +186,3 @@ def _check_sizes(encoded: EncodedImages, sizes: npt.NDArray[np.int32]) -> None:
 
 def _name_of(encoded: EncodedImages, index: int) -> str:
     return next(image.name for n, image in enumerate(encoded) if n == index)
-
-
-def _part_of(progress: Progress | None, start: float, end: float) -> Callable[[float], None]:
-    """Return a function that reports shares of one part of the work as shares of the whole."""
-
-    def report(share: float) -> None:
-        if progress is not None:
-            progress(start + share * (end - start))
-
-    return report

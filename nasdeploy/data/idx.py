@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nasdeploy.data.contents import Contents, LabelledImages, Labels, Request
-from nasdeploy.data.pixels import labelled_pixels
+from nasdeploy.data.pixels import labelled_pixels, resized_entry
 from nasdeploy.errors import DataError
 
 NAME = re.compile(
@@ -51,9 +51,9 @@ def is_idx_folder(path: Path) -> bool:
 def load_idx(request: Request) -> Contents:
     """Return the images in the folder ``request.path``. Raises DataError for missing or damaged files."""
     files = _by_part_and_kind(request.path)
-    parts = {
-        part: _read_part(files, part) for part in ("train", "valid", "test") if (part, "images") in files
-    }
+    paths = {part: files[part, "images"] for part in ("train", "valid", "test") if (part, "images") in files}
+    entry = resized_entry(request, paths.values())
+    parts = {part: _read_part(files, part) for part in paths}
     numbers, positions = np.unique(parts["train"].labels, return_inverse=True)
     train = LabelledImages(images=parts["train"].images, labels=positions.astype(np.int64))
     others = {
@@ -63,16 +63,14 @@ def load_idx(request: Request) -> Contents:
         for part, read in parts.items()
         if part != "train"
     }
-    sized = {
-        part: labelled_pixels(
-            read.images,
-            read.labels,
-            image_size=request.image_size,
-            where=f"{files[part, 'images']}: the images",
-        )
-        for part, read in {"train": train, **others}.items()
-    }
-    return Contents(class_names=_class_names(request.path, numbers), **sized)
+    class_names = _class_names(request.path, numbers)
+    sized = labelled_pixels(
+        {"train": train, **others},
+        where={part: f"{path}: the images" for part, path in paths.items()},
+        request=request,
+        entry=entry,
+    )
+    return Contents(class_names=class_names, **sized)
 
 
 def read_idx(path: Path, *, num_axes: int) -> Bytes:

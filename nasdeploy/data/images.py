@@ -129,15 +129,11 @@ def resize_square(image: Image.Image, size: int) -> Image.Image:
 
 def resize_arrays(images: Pixels, size: int) -> Pixels:
     """Return (N, H, W, C) as (N, size, size, C), each image as :func:`resize_square` does it."""
-    if images.shape[1:3] == (size, size):
-        return images
-
-    def resize(pixels: Pixels) -> Pixels:
-        return to_pixels(
-            resize_square(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), size)
-        )
-
-    return np.stack(list(in_threads(resize, images)))
+    resized = np.empty((len(images), size, size, images.shape[3]), np.uint8)
+    for n, pixels in enumerate(images):
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        resized[n] = to_pixels(resize_square(image, size))
+    return resized
 
 
 def to_pixels(image: Image.Image) -> Pixels:

@@ -66,8 +66,8 @@ def load_dataset(
 
     A name wins over a path: write ``./name``. image_size: the side in pixels to resize to (shorter side, bilinear,
     antialias; centre crop), or None where the images are squares of one size already. seed: of the division where
-    the data has no splits. progress: told the share of encoded images that are decoded. memory_limit: bytes of
-    decoded images above which they stay in a file of the cache (:mod:`nasdeploy.data.cache`); the dataset is the same.
+    the data has no splits. progress: told the share of the images that are decoded or resized. memory_limit: bytes of
+    such images above which they stay in files of the cache (:mod:`nasdeploy.data.cache`); the dataset is the same.
     Raises DataError for anything wrong with the data, ConfigError for a wrong argument.
     """
     if image_size is not None and image_size < 1:

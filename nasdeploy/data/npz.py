@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nasdeploy.data.contents import Contents, LabelledImages, Labels, Request
-from nasdeploy.data.pixels import labelled_pixels, numbered_classes
+from nasdeploy.data.pixels import labelled_pixels, numbered_classes, resized_entry
 from nasdeploy.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def load_npz(request: Request) -> Contents:
 
     Raises DataError for a damaged file, missing keys, or arrays of wrong shape, type or range.
     """
+    entry = resized_entry(request, [request.path])
     arrays = _Arrays(request.path)
     labels = {part: arrays.labels(part) for part in arrays.parts}
     class_names = arrays.class_names()
@@ -56,8 +57,11 @@ def load_npz(request: Request) -> Contents:
         return Contents(
             class_names=class_names, **decode_parts(_Blobs(str(request.path), blobs), labels, request)
         )
-    pixels = {part: arrays.pixels(part, given, request.image_size) for part, given in labels.items()}
-    return Contents(class_names=class_names, **pixels)
+    pixels = {part: arrays.pixels(part, given) for part, given in labels.items()}
+    where = {part: arrays.where(part) for part in labels}
+    return Contents(
+        class_names=class_names, **labelled_pixels(pixels, where=where, request=request, entry=entry)
+    )
 
 
 class _Arrays:
@@ -88,7 +92,7 @@ class _Arrays:
             raise self._wrong(key, "integers of shape (N,), N > 0")
         return labels.astype(np.int64)
 
-    def pixels(self, part: str, labels: Labels, image_size: int | None) -> LabelledImages:
+    def pixels(self, part: str, labels: Labels) -> LabelledImages:
         """Return the images of a file of pixels."""
         key, images = self._get(part, "images")
         if images.ndim == 3:
@@ -97,10 +101,11 @@ class _Arrays:
         if not right or 0 in images.shape:
             raise self._wrong(key, "uint8 of shape (N, H, W), (N, H, W, 1) or (N, H, W, 3)")
         self._check_count(part, len(images), labels)
-        where = f"{self._path}: '{key}'"
-        return labelled_pixels(
-            images.astype(np.uint8, copy=False), labels, image_size=image_size, where=where
-        )
+        return LabelledImages(images=images.astype(np.uint8, copy=False), labels=labels)
+
+    def where(self, part: str) -> str:
+        """Return where the pixels of a part are, for messages."""
+        return f"{self._path}: '{self._keys[f'{part}_images']}'"
 
     def blob(self, part: str, count: int) -> _Blob:
         """Return the encoded images of a part of ``count`` labels."""

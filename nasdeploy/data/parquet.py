@@ -41,6 +41,7 @@ SHARD = re.compile(
 )
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 ROWS = 32  # read together
+MAX_LABEL = np.iinfo(np.int64).max
 BUFFER_BYTES = 2**20  # without it, or with pre_buffer, a whole row group is read: perhaps the whole file
 
 
@@ -64,8 +65,10 @@ def load_parquet(request: Request) -> Contents:
         part: np.concatenate([shard.labels(columns) for shard in found]) for part, found in shards.items()
     }
     class_names = columns.class_names or _names_in(read["train"], first.path)
+    source = "in train" if columns.class_names is None else "among the class names of the metadata"
     labels = {
-        part: _numbers(values, class_names, where=f"{request.path}: {part}") for part, values in read.items()
+        part: _numbers(values, class_names, where=f"{request.path}: {part}", source=source)
+        for part, values in read.items()
     }
     images = _StoredRows([shard for found in shards.values() for shard in found], columns.image)
     return Contents(class_names=class_names, **decode_parts(images, labels, request))
@@ -142,12 +145,27 @@ class _Shard:
             raise DataError(
                 f"{self.path}: no column '{columns.label}'; it has {', '.join(self.schema.names)}"
             )
+        kind = self.schema.field(columns.label).type
+        if not _holds_labels(kind) or _is_text(kind) != columns.textual:
+            expected = "text" if columns.textual else "integers"
+            raise DataError(
+                f"{self.path}: '{columns.label}' is {kind}; expected {expected}, as in the first file"
+            )
         with self._open() as file, _readable(self.path):
             found = file.read(columns=[columns.label]).column(0)
             if found.null_count:
                 row = found.is_null().index(True).as_py()
                 raise DataError(f"{self.path}: no '{columns.label}' in row {row}; expected one in each")
-            return np.array(found.to_pylist(), np.str_ if columns.textual else np.int64)
+            values = found.to_pylist()
+        return np.array(values, np.str_) if columns.textual else self._integers(values, columns.label)
+
+    def _integers(self, values: list[int], column: str) -> Labels:
+        large = next((row for row, value in enumerate(values) if value > MAX_LABEL), None)
+        if large is not None:  # of uint64
+            raise DataError(
+                f"{self.path}: '{column}' is {values[large]} in row {large}; expected 0 to the number of classes - 1"
+            )
+        return np.array(values, np.int64)
 
     def images(self, column: str) -> Iterator[EncodedImage]:
         """Yield the encoded images, a few rows in memory at a time."""
@@ -158,10 +176,11 @@ class _Shard:
             batches = file.iter_batches(batch_size=ROWS, columns=[column], use_threads=False)
             while True:
                 with _readable(self.path):
-                    values = next(batches, None)
+                    batch = next(batches, None)
+                    values = None if batch is None else batch.column(0).to_pylist()
                 if values is None:
                     return
-                for value in values.column(0).to_pylist():
+                for value in values:
                     yield self._image(value, column, row)
                     row += 1
 
@@ -187,6 +206,10 @@ def _readable(path: Path) -> Iterator[None]:
 
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: holds text that is not UTF-8 ({error}); expected UTF-8: write the file again"
+        ) from error
     except (OSError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: not a readable parquet file ({reason}); download it again") from error
@@ -247,10 +270,14 @@ def _features(shard: _Shard) -> dict[str, dict[str, Any]]:
         return {}
     try:
         features = json.loads(stored)["info"]["features"]
+        if not isinstance(features, dict | None):
+            raise TypeError(f"'features' is a {type(features).__name__}, expected a dict")
     except (ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"{shard.path}: its 'huggingface' metadata is damaged ({error}); write the file again"
         ) from error
+    if features is None:
+        return {}
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
@@ -297,11 +324,13 @@ def _names_in(values: Any, path: Path) -> tuple[str, ...]:
     return numbered_classes(values, where=str(path))
 
 
-def _numbers(values: Any, class_names: tuple[str, ...], *, where: str) -> Labels:
-    """Return labels (rows,) as indices of ``class_names``."""
+def _numbers(values: Any, class_names: tuple[str, ...], *, where: str, source: str) -> Labels:
+    """Return labels (rows,) as indices of ``class_names``, which are in any order. source: where these are from."""
     if values.dtype.kind != "U":
         return np.asarray(values, np.int64)
-    stray = ~np.isin(values, class_names)
-    if stray.any():
-        raise DataError(f"{where}: label '{values[stray][0]}' is not in train; expected a label of train")
-    return np.asarray(np.searchsorted(np.array(class_names), values), np.int64)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    distinct, positions = np.unique(values, return_inverse=True)
+    for name in distinct.tolist():
+        if name not in numbers:
+            raise DataError(f"{where}: label '{name}' is not {source}; expected one that is")
+    return np.array([numbers[name] for name in distinct.tolist()], np.int64)[positions]

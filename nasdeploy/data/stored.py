@@ -116,10 +116,6 @@ class StoredImages:
         """Return the same images; their batches arrive on ``device``."""
         return StoredImages(self._file, rows=self._rows, device=torch.device(device))
 
-    def cpu(self) -> StoredImages:
-        """Return the same images; their batches arrive on the CPU."""
-        return self.to("cpu")
-
     def _read(self, rows: Rows) -> Tensor:
         batch = self._file.read(rows, pinned=self.device.type == "cuda")
         return batch if self.device.type == "cpu" else batch.to(self.device, non_blocking=True)

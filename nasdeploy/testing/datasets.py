@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from nasdeploy.data import Dataset, Split
 from nasdeploy.data.stored import image_chunks
@@ -17,7 +18,7 @@ from nasdeploy.testing.common import check_global_generators
 
 
 class DatasetContract:
-    """A loader of images: implement :meth:`load`. All tests load with ``image_size``, and some with ``other_size``.
+    """A loader of images: implement :meth:`load`. All tests load with ``image_size``, some with :attr:`other_sizes`.
 
     brings_test_split: whether the data itself says what its test images are. max_shared_images: how many images of
     one split may be equal, pixel by pixel, to one of another; data with duplicates of its own needs more than 0.
@@ -31,6 +32,14 @@ class DatasetContract:
     def load(self, *, image_size: int | None, seed: int, valid_fraction: float) -> Dataset:
         """Return the dataset, as :class:`nasdeploy.data.DatasetLoader` does."""
         raise NotImplementedError
+
+    @property
+    def other_sizes(self) -> tuple[int, int]:
+        """Sizes in pixels to ask for: two, because one could be the size that the images have anyway."""
+        return self.other_size, self.other_size + 4
+
+    def _load_at(self, size: int | None) -> Dataset:
+        return self.load(image_size=size, seed=0, valid_fraction=0.15)
 
     def _load(self, *, seed: int = 0) -> Dataset:
         return self.load(image_size=self.image_size, seed=seed, valid_fraction=0.15)
@@ -81,11 +90,22 @@ class DatasetContract:
             )
 
     def test_images_have_the_size_that_was_asked_for(self) -> None:
-        dataset = self.load(image_size=self.other_size, seed=0, valid_fraction=0.15)
-        for name, split in _splits(dataset):
-            _check_images(name, split, size=self.other_size)
-        stated = dataset.preprocessing.image_size
-        assert stated == self.other_size, f"preprocessing.image_size = {stated}; expected {self.other_size}"
+        for size in self.other_sizes:
+            dataset = self._load_at(size)
+            for name, split in _splits(dataset):
+                _check_images(name, split, size=size)
+            stated = dataset.preprocessing.image_size
+            assert stated == size, f"preprocessing.image_size = {stated}; expected {size}"
+
+    def test_the_division_does_not_depend_on_the_size(self) -> None:
+        """A run over several sizes loads the images at each, and has to find the same ones in every split."""
+        first = _labels(self._load_at(self.image_size))
+        for size in self.other_sizes:
+            for name, labels in _labels(self._load_at(size)).items():
+                assert torch.equal(labels, first[name]), (
+                    f"{name}: other labels with image_size = {size} than with {self.image_size}; expected the same "
+                    "images, in the same order, at every size"
+                )
 
     def test_loading_draws_from_no_global_generator(self) -> None:
         check_global_generators(self._load)
@@ -93,6 +113,10 @@ class DatasetContract:
 
 def _splits(dataset: Dataset) -> list[tuple[str, Split]]:
     return [("train", dataset.train), ("valid", dataset.valid), ("test", dataset.test)]
+
+
+def _labels(dataset: Dataset) -> dict[str, Tensor]:
+    return {name: split.labels for name, split in _splits(dataset)}
 
 
 def _digests(split: Split) -> Iterator[bytes]:
