@@ -174,16 +174,20 @@ def prepare(
     folder: RunFolder,
     observer: Observer,
     known: Mapping[str, Any] | None = None,
+    measures: bool = True,
 ) -> Job:
     """Load and check everything that a build needs, before anything is written.
 
-    known: the content of ``run.json`` of the run that is continued, which defines its profiles by their names. Raises
-    ConfigError or DataError.
+    known: the content of ``run.json`` of the run that is continued, which defines its profiles by their names.
+    measures: whether the runtimes of the profiles are needed here. Raises ConfigError or DataError.
     """
     make_exporter(settings.exporter)
     if settings.time_budget is not None:
         parse_duration(settings.time_budget)
     profiles = _profiles(settings, {} if known is None else known["profiles"])
+    if measures:
+        for profile in profiles:
+            check_buildable(profile)
     if known is None:  # a profile that is added to a run is measured where the other run has it not
         _check_borrowed(settings, profiles, folder)
     device = resolve_device(settings.device)
@@ -219,7 +223,9 @@ def finished_job(run_dir: str | Path, observer: Observer) -> Job:
     settings = read_model(BuildSettings, stored["settings"], source=str(folder.run), expected=EXPECTED)
     # Nothing is trained: no GPU is needed. The tables were copied: the run that they came from may be gone.
     changes = {"device": "auto", "latency_from": None, "profiles": tuple(stored["profiles"])}
-    job = prepare(settings.model_copy(update=changes), folder=folder, observer=observer, known=stored)
+    job = prepare(
+        settings.model_copy(update=changes), folder=folder, observer=observer, known=stored, measures=False
+    )
     if job.data_fingerprint != stored["dataset"]["fingerprint"]:
         raise RunFolderError(
             f"{folder.run}: the data in {job.settings.data} has changed since the build "
@@ -273,7 +279,6 @@ def _profiles(settings: BuildSettings, known: Mapping[str, Any]) -> tuple[Hardwa
                 f"--profile {source}: is called '{profile.name}', like {seen[profile.name]}; expected different names"
             )
         seen[profile.name] = source
-        check_buildable(profile)
     return profiles
 
 
