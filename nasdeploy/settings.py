@@ -44,7 +44,7 @@ class SearchSettings(_Settings):
         default=4, description="every so many steps the smallest and the largest network are trained too"
     )
     uniform_share: Share = Field(
-        default=0.2, description="share of them drawn uniformly: what a profile added later finds trained"
+        default=0.1, description="share of them drawn uniformly; more serves profiles that are added later"
     )
     warm_up_share: Share = Field(default=0.2, description="share of the steps before the distributions move")
     num_loss_samples: Positive = Field(
