@@ -47,7 +47,7 @@ def build(
     """
     settings = read_settings(context)
     if dry_run:
-        _print_plan(context, settings, output_dir=output_dir, as_json=as_json)
+        _print_plan(context, settings, output_dir=output_dir, resume=resume, as_json=as_json)
         return
     with _resumable(resume), observing(verbose=verbose, quiet=quiet) as observer:
         result = pipeline_of(context).build(settings, output_dir=output_dir, observer=observer, resume=resume)
@@ -98,12 +98,12 @@ def _resumable(resume: bool) -> Iterator[None]:
 
 
 def _print_plan(
-    context: click.Context, settings: BuildSettings, *, output_dir: Path | None, as_json: bool
+    context: click.Context, settings: BuildSettings, *, output_dir: Path | None, resume: bool, as_json: bool
 ) -> None:
     from nasdeploy.cli.texts import plan_text
 
     with kept_clean():
-        plan = pipeline_of(context).plan(settings, output_dir=output_dir)
+        plan = pipeline_of(context).plan(settings, output_dir=output_dir, resume=resume)
     if as_json:
         put_json("nasdeploy/plan/1", plain(plan))
     else:

@@ -41,7 +41,9 @@ class Pipeline(Protocol):
     ) -> SearchResult:
         """Run the search alone."""
 
-    def plan(self, settings: BuildSettings, *, output_dir: str | Path | None = None) -> Plan:
+    def plan(
+        self, settings: BuildSettings, *, output_dir: str | Path | None = None, resume: bool = True
+    ) -> Plan:
         """Say what a build would do, and whether its budgets can be met."""
 
     def check_profile(

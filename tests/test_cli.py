@@ -139,8 +139,8 @@ class FakePipeline:
             costs={"edge": {"params": 51_000.0, "latency": 0.5}},
         )
 
-    def plan(self, settings: BuildSettings, *, output_dir: Path | None) -> Plan:
-        self._record("plan", settings, output_dir=output_dir)
+    def plan(self, settings: BuildSettings, *, output_dir: Path | None, resume: bool) -> Plan:
+        self._record("plan", settings, output_dir=output_dir, resume=resume)
         return Plan(
             run_dir=Path("runs/x"),
             images="fashion-mnist: 8500 images of 1x28x28",

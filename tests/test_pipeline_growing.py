@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
-from nasdeploy.errors import ConfigError, RunFolderError
-from nasdeploy.pipeline import BuildResult, build, plan, resuming, search, verify_run
+from nasdeploy.errors import ConfigError, InfeasibleError, RunFolderError
+from nasdeploy.pipeline import BuildResult, build, plan, resuming, search, searching, verify_run
 from nasdeploy.progress import Silent, Value
 from nasdeploy.runs import RunFolder, read_json
 from nasdeploy.schemas import load_schema
@@ -287,6 +287,20 @@ def test_a_profile_of_the_same_name_must_be_the_same(run: Run, tmp_path: Path) -
         run.profile("wide")
 
 
+def test_an_infeasible_budget_is_refused_before_a_single_training_step(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(job: object) -> float:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(searching, "training_speed", train)
+    path = tmp_path / "tiny.toml"
+    path.write_text('name = "tiny"\n[budget]\nparams = { max = "10" }\n', encoding="utf-8")
+    settings = run.settings.model_copy(update={"profiles": (str(path),)})
+    with pytest.raises(InfeasibleError):
+        build(settings, output_dir=tmp_path / "run")
+
+
 def test_an_infeasible_later_profile_is_refused_before_anything_is_trained(run: Run, tmp_path: Path) -> None:
     folder = run.copy(tmp_path)
     path = tmp_path / "tiny.toml"
@@ -321,6 +335,8 @@ def test_a_plan_for_a_later_profile_has_no_search(run: Run, tmp_path: Path) -> N
     assert "retrain" in names
     with pytest.raises(RunFolderError, match="other settings"):
         plan(output_dir=folder.path, seed=5)
+    fresh = plan(run.settings, output_dir=folder.path, resume=False, seed=5)
+    assert "search" in [phase.name for phase in fresh.phases]
 
 
 def test_a_borrowed_probe_of_another_cap_is_not_taken(run: Run, tmp_path: Path) -> None:

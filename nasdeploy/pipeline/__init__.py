@@ -136,12 +136,16 @@ def _search_result(job: Job) -> SearchResult:
 
 
 def plan(
-    settings: BuildSettings | None = None, *, output_dir: str | Path | None = None, **overrides: Any
+    settings: BuildSettings | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    resume: bool = True,
+    **overrides: Any,
 ) -> Plan:
     """Return what :func:`build` would do; writes nothing. Takes seconds: latency is measured at the ends only."""
-    settings = _with(settings, overrides, output_dir=output_dir)
+    settings = _with(settings, overrides, output_dir=output_dir if resume else None)
     folder = RunFolder(Path(output_dir) if output_dir is not None else default_folder(settings))
-    known = folder.stored_run()
+    known = folder.stored_run() if resume else None
     job = prepare(settings, folder=folder, observer=Silent(), known=known)
     with torch_environment(job):
         speed = training_speed(job)
@@ -154,7 +158,7 @@ def plan(
         check_joining(job, known)
         settings = _with_steps(settings, known["steps"])
     phases = planned_phases(settings, image_sizes=sizes, num_runtimes=num_runtimes, images_per_second=speed)
-    if is_searched(job):
+    if known is not None and is_searched(job):
         phases = [phase for phase in phases if phase.name != "search"]
     shape = "x".join(map(str, job.dataset.image_shape))
     return Plan(

@@ -24,7 +24,6 @@ from nasdeploy.pipeline.certifying import CapResult, cap_results, measure_latenc
 from nasdeploy.pipeline.context import Job, dataset_facts, package_versions, torch_environment
 from nasdeploy.pipeline.distributions import Distributions, find_distributions
 from nasdeploy.pipeline.models import Builder, training_facts
-from nasdeploy.pipeline.schedule import training_speed
 from nasdeploy.pipeline.selecting import (
     SAFETY,
     Selection,
@@ -82,11 +81,6 @@ class BuildResult:
 def run_build(job: Job) -> BuildResult:
     """Carry out a build in its claimed folder; what is already there is used."""
     with torch_environment(job):
-        if not job.folder.search_result.exists():
-            speed = training_speed(job)
-            job.observer.note(
-                f"the largest network trains at {speed:.0f} images/s here ({job.threads} threads)"
-            )
         _warn_of_unbalanced_classes(job)
         found = find_distributions(job)
         builder, selector = Builder(job, found.supernet), Selector(job, found.supernet)

@@ -14,6 +14,7 @@ from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.pipeline.context import Job
 from nasdeploy.pipeline.history import SHOWN_METRICS, History, mean_ess, to_csv
 from nasdeploy.pipeline.resuming import Checkpoint, carry_out
+from nasdeploy.pipeline.schedule import training_speed
 from nasdeploy.pipeline.steps import StepReports
 from nasdeploy.pipeline.tables import ProfileCosts
 from nasdeploy.progress import Value
@@ -85,6 +86,8 @@ def _search(
     job: Job, costs: Mapping[str, ProfileCosts], supernet: Supernet, optimizer: PooledOptimizer
 ) -> None:
     settings = job.settings.search
+    speed = training_speed(job)
+    job.observer.note(f"the largest network trains at {speed:.0f} images/s here ({job.threads} threads)")
     job.observer.start("search", settings.num_steps)
     loop = OneShotSearch(
         supernet,
