@@ -59,7 +59,7 @@ FILES_AND_CLOCKS = {"datetime", "io", "os", "pathlib", "shutil", "socket", "subp
 # Library -> beginnings of the names of the modules that may import it.
 SOLE_IMPORTERS = {
     "fvcore": ("nasdeploy.costs.counting",),
-    "onnxruntime": ("nasdeploy.costs.sessions", "nasdeploy.costs.session_worker", "nasdeploy.exporters"),
+    "onnxruntime": ("nasdeploy.costs.sessions", "nasdeploy.costs.device", "nasdeploy.exporters"),
     "click": ("nasdeploy.cli",),
     "PIL": ("nasdeploy.data.images",),
     "pyarrow": ("nasdeploy.data.parquet",),

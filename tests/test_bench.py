@@ -13,8 +13,10 @@ from jsonschema import Draft202012Validator
 from onnx import TensorProto, helper
 
 from nasdeploy.cli import main
-from nasdeploy.costs import comparison, session_worker
+from nasdeploy.costs import comparison
 from nasdeploy.costs.comparison import BenchProtocol, Comparison, relative
+from nasdeploy.costs.device.feeds import SessionError, batch_of, make_feed
+from nasdeploy.costs.device.timing import Clocks, Plan, warm_up
 from nasdeploy.costs.latency import (
     BlockStats,
     Conditions,
@@ -23,7 +25,7 @@ from nasdeploy.costs.latency import (
     collect,
     noise_floor,
 )
-from nasdeploy.costs.sessions import run_block, run_once
+from nasdeploy.costs.sessions import HERE, Answers, block_requests, start_requests
 from nasdeploy.costs.startup import summarise_starts
 from nasdeploy.errors import ConfigError, UsageError
 from nasdeploy.exporters.structure import TensorInfo
@@ -244,7 +246,7 @@ def test_throughput_is_that_of_the_batch_that_a_file_takes() -> None:
         "peak_memory_bytes": None,
         **{name: getattr(CONDITIONS, name) for name in ("pinned", "spinning", "shared_pool", "onnxruntime")},
     }
-    found = collect([result, result], Runtime(batch_size=4))
+    found = collect(Answers(results=(result, result), machine={}), Runtime(batch_size=4))
     assert {name: latency.images_per_second for name, latency in found.items()} == {
         "one": 500.0,
         "many": 8000.0,
@@ -275,8 +277,8 @@ def test_a_slow_model_is_taken_as_warm_after_its_time() -> None:
         nonlocal now
         now += 4_000_000_000
 
-    clocks = session_worker.Clocks(lambda: now, lambda: now)
-    assert session_worker.warm_up(run, clocks, max_seconds=10.0) == 4000.0
+    clocks = Clocks(lambda: now, lambda: now)
+    assert warm_up(run, clocks, max_seconds=10.0) == 4000.0
     assert now == 3 * 4_000_000_000
 
 
@@ -307,7 +309,7 @@ class FakeSession:
 
 
 def feed(session: FakeSession, **shapes: list[int]) -> dict[str, np.ndarray]:
-    return session_worker.make_feed(session, "m.onnx", 3, np.random.default_rng(0), shapes)
+    return make_feed(session, "m.onnx", 3, np.random.default_rng(0), shapes)
 
 
 def test_inputs_are_pixels_or_small_indices() -> None:
@@ -329,15 +331,13 @@ def test_stated_shapes_are_used() -> None:
 
 
 def test_what_is_no_tensor_of_numbers_is_refused() -> None:
-    with pytest.raises(
-        session_worker.SessionError, match=r"input 'a' is a tensor\(string\); expected a tensor of"
-    ):
+    with pytest.raises(SessionError, match=r"input 'a' is a tensor\(string\); expected a tensor of"):
         feed(FakeSession(a="string"))
 
 
 @pytest.mark.parametrize(("shape", "batch"), [((8, 3, 2, 2), 8), ((5, 2), 5), ((7,), 1), ((), 1)])
 def test_batch_is_the_first_dimension_of_what_is_no_vector(shape: tuple[int, ...], batch: int) -> None:
-    assert session_worker.batch_of({"x": np.zeros(shape)}, 1) == batch
+    assert batch_of({"x": np.zeros(shape)}, 1) == batch
 
 
 def test_a_block_of_files_of_every_type_and_batch(tmp_path: Path) -> None:
@@ -346,14 +346,18 @@ def test_a_block_of_files_of_every_type_and_batch(tmp_path: Path) -> None:
         "types": save(tmp_path / "types.onnx", everything),
         "fixed": save(tmp_path / "fixed.onnx", {"x": (TensorProto.FLOAT, [6, 2])}),
     }
-    plan = session_worker.Plan(rounds=1, min_runs=5, min_seconds=0.0, max_seconds=1.0)
-    result = run_block(paths, Runtime(batch_size=2), plan=plan, seed=0, shapes={"types": {"u8": (3, 2)}})
+    plan = Plan(rounds=1, min_runs=5, min_seconds=0.0, max_seconds=1.0)
+    requests = block_requests(
+        paths, Runtime(batch_size=2), plan=plan, blocks=1, seed=0, shapes={"types": {"u8": (3, 2)}}
+    )
+    (result,) = HERE.carry_out(requests).results
     assert {name: row["batch_size"] for name, row in result["models"].items()} == {"types": 2, "fixed": 6}
 
 
 def test_a_start_alone_measures_nothing_more(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", {"x": (TensorProto.FLOAT, ["N", "L"])})
-    result = run_once(path, Runtime(batch_size=2), seed=0, shapes={"x": (2, 3)})
+    requests = start_requests(path, Runtime(batch_size=2), count=1, seed=0, shapes={"x": (2, 3)})
+    (result,) = HERE.carry_out(requests).results
     assert set(result["models"]["model"]) == {"session_ms", "first_run_ms", "batch_size"}
     assert (
         result["peak_memory_bytes"] is None
@@ -364,7 +368,7 @@ def test_a_start_alone_measures_nothing_more(tmp_path: Path) -> None:
 def test_inputs_beyond_the_memory_are_one_line(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", {"x": (TensorProto.FLOAT, ["N", "L"])})
     with pytest.raises(ConfigError, match="its inputs do not fit into memory") as caught:
-        run_once(path, Runtime(), seed=0, shapes={"x": (2**40, 2**40)})
+        HERE.carry_out(start_requests(path, Runtime(), count=1, seed=0, shapes={"x": (2**40, 2**40)}))
     assert "\n" not in str(caught.value)
 
 

@@ -9,7 +9,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from nasdeploy.costs.counting import LayerCount, count_layer, count_network, counting_tables
-from nasdeploy.costs.latency_table import stratified_architectures
+from nasdeploy.costs.table_models import stratified_architectures
 from nasdeploy.errors import ConfigError
 from nasdeploy.networks import Normalise, build_network
 from nasdeploy.spaces import LayerSpec, SearchSpace, make_space

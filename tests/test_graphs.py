@@ -21,7 +21,7 @@ from nasdeploy.costs.graphs import (
     serialise,
     weight_shapes,
 )
-from nasdeploy.costs.latency_table import stratified_architectures
+from nasdeploy.costs.table_models import stratified_architectures
 from nasdeploy.errors import ConfigError
 from nasdeploy.networks import LAYER_KINDS, Network, Normalise, build_layer, build_network
 from nasdeploy.spaces import Architecture, LayerSpec, SearchSpace, make_space

@@ -13,8 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nasdeploy.costs import session_worker
+from nasdeploy.costs import device
 from nasdeploy.costs.certification import check_cap, check_percent_cap, is_astride, is_unstable
+from nasdeploy.costs.device.timing import (
+    SETTLING_RUNS,
+    Clocks,
+    Plan,
+    Times,
+    clocks_of,
+    measure_in_turns,
+    percentiles,
+    runs_per_turn,
+    statistics,
+    time_runs,
+    warm_up,
+)
 from nasdeploy.costs.latency import (
     BlockStats,
     Conditions,
@@ -23,19 +36,7 @@ from nasdeploy.costs.latency import (
     noise_floor,
     write_reference_model,
 )
-from nasdeploy.costs.session_worker import (
-    SETTLING_RUNS,
-    Clocks,
-    Plan,
-    Times,
-    measure_in_turns,
-    percentiles,
-    runs_per_turn,
-    statistics,
-    time_runs,
-    warm_up,
-)
-from nasdeploy.costs.sessions import check_runtime_available, choose_cores, run_block
+from nasdeploy.costs.sessions import HERE, block_requests, check_runtime_available, choose_cores
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles import Runtime
 
@@ -307,16 +308,21 @@ def test_a_real_measurement_in_fresh_processes(tmp_path: Path) -> None:
         assert (model.peak_memory_bytes or 1) > 0
 
 
-def test_worker_is_a_script_for_old_pythons_that_needs_nothing_of_ours() -> None:
-    tree = ast.parse(Path(session_worker.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
+def test_what_runs_on_a_device_is_for_old_pythons_and_needs_nothing_of_ours() -> None:
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
+        for path in Path(device.__file__).parent.glob("*.py")
+    ]
     imported = {
         name.split(".")[0]
+        for tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.level == 0)
         for name in (
             [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
         )
     }
+    assert len(trees) > 4
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime"}
 
 
@@ -325,7 +331,7 @@ def test_a_file_that_is_no_model_is_named_in_one_line(tmp_path: Path) -> None:
     path.write_bytes(b"not a model")
     plan = Plan(rounds=1, min_runs=1, min_seconds=0.0, max_seconds=0.1)
     with pytest.raises(ConfigError, match=r"broken\.onnx: onnxruntime cannot load it") as caught:
-        run_block({"broken": path}, Runtime(), plan=plan, seed=0)
+        HERE.carry_out(block_requests({"broken": path}, Runtime(), plan=plan, blocks=1, seed=0))
     assert "\n" not in str(caught.value)
 
 
@@ -339,11 +345,11 @@ def test_peak_memory_is_that_of_the_measuring_process_alone(tmp_path: Path) -> N
 
 
 def test_a_slow_model_is_run_often_enough_for_a_median() -> None:
-    plan = session_worker.Plan(rounds=5, min_runs=50, min_seconds=0.0, max_seconds=0.25)
-    assert session_worker.runs_per_turn(plan, 1e3) * plan.rounds >= 5
+    plan = Plan(rounds=5, min_runs=50, min_seconds=0.0, max_seconds=0.25)
+    assert runs_per_turn(plan, 1e3) * plan.rounds >= 5
 
 
 def test_beside_an_accelerator_only_wall_time_counts() -> None:
-    clocks = session_worker.clocks_of("CUDAExecutionProvider")
+    clocks = clocks_of("CUDAExecutionProvider")
     assert clocks.cpu_ns is clocks.wall_ns
-    assert session_worker.clocks_of("CPUExecutionProvider").cpu_ns is not clocks.wall_ns
+    assert clocks_of("CPUExecutionProvider").cpu_ns is not clocks.wall_ns

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from nasdeploy.costs.calibration import Accuracy, Calibration, assess, fit, rank_correlation
+from nasdeploy.costs.device.timing import Plan
 from nasdeploy.costs.latency_table import (
     LatencyTable,
     LayerTime,
     NetworkTime,
     measure_latency_table,
-    stratified_architectures,
 )
-from nasdeploy.costs.session_worker import Plan
+from nasdeploy.costs.table_models import stratified_architectures
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles import Runtime
 from nasdeploy.spaces import (

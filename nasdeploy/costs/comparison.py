@@ -17,13 +17,12 @@ import numpy as np
 from nasdeploy.costs.certification import MIN_BLOCKS, UNSTABLE_SPREAD, is_unstable
 from nasdeploy.costs.latency import (
     ModelLatency,
-    Progress,
     block_ratios,
     measure_models,
     noise_floor,
     write_reference_model,
 )
-from nasdeploy.costs.sessions import Shapes
+from nasdeploy.costs.sessions import HERE, Device, Progress, Shapes
 from nasdeploy.profiles import Runtime
 
 __all__ = ["FULL", "QUICK", "BenchProtocol", "Comparison", "Relative", "compare", "relative"]
@@ -121,6 +120,7 @@ def compare(
     protocol: BenchProtocol = FULL,
     seed: int = 0,
     shapes: Shapes | None = None,
+    device: Device = HERE,
     progress: Progress | None = None,
 ) -> Comparison:
     """Measure ``models``, the first of them twice, and the reference model in the same blocks.
@@ -143,6 +143,7 @@ def compare(
             max_seconds=protocol.max_seconds,
             seed=seed,
             shapes=shapes,
+            device=device,
             progress=progress,
         )
     return Comparison(

@@ -6,16 +6,16 @@ processes of one file differ by more than any interval computed inside one of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nasdeploy.costs import session_worker
+from nasdeploy.costs.device.timing import Plan
 from nasdeploy.costs.graphs import chain_graph, random_weights, serialise
-from nasdeploy.costs.sessions import Shapes, run_block
+from nasdeploy.costs.sessions import HERE, Answers, Device, Progress, Shapes, block_requests
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles import Runtime
 from nasdeploy.spaces.base import LayerSpec
@@ -25,7 +25,6 @@ __all__ = [
     "BlockStats",
     "Conditions",
     "ModelLatency",
-    "Progress",
     "block_ratios",
     "collect",
     "measure_models",
@@ -36,9 +35,6 @@ __all__ = [
 SCHEMA = "nasdeploy/latency/1"
 ROUNDS_PER_BLOCK = 8
 CONTENDED_RATIO = 1.05
-
-Progress = Callable[[float], None]
-"""Called with the share that is done, in (0, 1]."""
 
 Percentiles = Mapping[int, float | None]
 
@@ -206,31 +202,28 @@ def measure_models(
     max_seconds: float = 60.0,
     seed: int = 0,
     shapes: Shapes | None = None,
+    device: Device = HERE,
     progress: Progress | None = None,
 ) -> dict[str, ModelLatency]:
-    """Return the latency of each model, measured together in ``blocks`` fresh processes.
+    """Return the latency of each model, measured together in ``blocks`` fresh processes of ``device``.
 
     min_runs, min_seconds, max_seconds: for each model, over all blocks; the full protocol is 1000 runs, 10 s
     and 60 s. shapes: of inputs; others get the batch size for what their file leaves open. Within a block the
-    models run in turns, in random order. Raises ConfigError for a model that cannot be loaded,
-    NoisyMeasurementError when a block does not end in time.
+    models run in turns, in random order. Raises as :meth:`nasdeploy.costs.sessions.Device.carry_out`.
     """
-    plan = session_worker.Plan(
+    plan = Plan(
         rounds=ROUNDS_PER_BLOCK,
         min_runs=-(-min_runs // blocks),
         min_seconds=min_seconds / blocks,
         max_seconds=max_seconds / blocks,
     )
-    results = []
-    for b in range(blocks):
-        results.append(run_block(models, runtime, plan=plan, seed=seed + b, shapes=shapes))
-        if progress:
-            progress((b + 1) / blocks)
-    return collect(results, runtime)
+    requests = block_requests(models, runtime, plan=plan, blocks=blocks, seed=seed, shapes=shapes)
+    return collect(device.carry_out(requests, progress=progress), runtime)
 
 
-def collect(results: Sequence[Mapping[str, Any]], runtime: Runtime) -> dict[str, ModelLatency]:
-    """Return the latency of each model from the results of :func:`run_block`."""
+def collect(answers: Answers, runtime: Runtime) -> dict[str, ModelLatency]:
+    """Return the latency of each model from the answers to :func:`~nasdeploy.costs.sessions.block_requests`."""
+    results = answers.results
     first = results[0]
     conditions = Conditions(
         provider=runtime.provider,

@@ -8,30 +8,20 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
 
 from nasdeploy.costs.calibration import Accuracy, Calibration, assess, fit
-from nasdeploy.costs.graphs import (
-    INPUT_NAME,
-    IR_VERSION,
-    OUTPUT_NAME,
-    chain_graph,
-    network_graph,
-    random_weights,
-    serialise,
-)
-from nasdeploy.costs.latency import ModelLatency, Progress, collect
-from nasdeploy.costs.machine import describe_difference, machine_fingerprint
-from nasdeploy.costs.session_worker import Plan
-from nasdeploy.costs.sessions import run_block
+from nasdeploy.costs.device.timing import Plan
+from nasdeploy.costs.latency import ModelLatency, collect
+from nasdeploy.costs.machine import Fingerprint, describe_difference
+from nasdeploy.costs.sessions import HERE, Answers, Device, Progress, Request, block_requests
 from nasdeploy.costs.table import CostTable, tabulate
+from nasdeploy.costs.table_models import Convert, ModelWriter, split, stratified_architectures
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles import Runtime
 from nasdeploy.spaces.base import Architecture, LayerSpec, SearchSpace
@@ -42,8 +32,9 @@ __all__ = [
     "LatencyTable",
     "LayerTime",
     "NetworkTime",
+    "PlannedTable",
     "measure_latency_table",
-    "stratified_architectures",
+    "plan_latency_table",
 ]
 
 SCHEMA = "nasdeploy/latency-table/1"
@@ -52,11 +43,6 @@ BLOCKS = 5
 PLAN = Plan(rounds=5, min_runs=50, min_seconds=0.0, max_seconds=0.25)
 NUM_CALIBRATION = 40
 NUM_HELD_OUT = 20
-MIN_ARCHITECTURES = 9
-MAX_TILT = 4.0
-
-Convert = Callable[[onnx.ModelProto], onnx.ModelProto]
-"""Makes the model of the profile's precision from the one in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,149 +152,96 @@ def measure_latency_table(
     num_calibration: int = NUM_CALIBRATION,
     num_held_out: int = NUM_HELD_OUT,
     convert: Convert | None = None,
+    device: Device = HERE,
     progress: Progress | None = None,
 ) -> LatencyTable:
-    """Measure the latency table of ``space`` under ``runtime`` on this machine.
+    """Measure the latency table of ``space`` under ``runtime`` on ``device``.
 
     convert: makes the model of ``runtime.precision``; needed unless that is "fp32". Raises ConfigError
     without it, or when ONNX Runtime cannot run a layer.
     """
+    started = time.perf_counter()
+    planned = plan_latency_table(
+        space,
+        runtime,
+        seed=seed,
+        blocks=blocks,
+        plan=plan,
+        num_calibration=num_calibration,
+        num_held_out=num_held_out,
+        convert=convert,
+    )
+    with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
+        requests = planned.requests(Path(folder))
+        answers = device.carry_out(requests, progress=progress)
+    return planned.evaluate(answers, seconds=time.perf_counter() - started)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedTable:
+    """A table before it is measured: what its models are, and what their times will mean.
+
+    The same arguments give the same models, byte for byte, so that times which come from a device can be checked
+    against the models that they are said to be of.
+    """
+
+    space: SearchSpace
+    runtime: Runtime
+    seed: int
+    blocks: int
+    plan: Plan
+    calibration: tuple[Architecture, ...]
+    held_out: tuple[Architecture, ...]
+    convert: Convert | None
+
+    def requests(self, folder: Path) -> list[Request]:
+        """Write the models into ``folder`` and return the requests that measure them."""
+        writer = ModelWriter(folder, self.space, self.runtime, seed=self.seed, convert=self.convert)
+        paths = writer.write_all(self.calibration, self.held_out)
+        return block_requests(paths, self.runtime, plan=self.plan, blocks=self.blocks, seed=self.seed)
+
+    def evaluate(self, answers: Answers, *, seconds: float) -> LatencyTable:
+        """Return the table that the answers to :meth:`requests` make; ``seconds``: how long they took."""
+        times = collect(answers, self.runtime)
+        return _evaluate(self, times, machine=answers.machine, seconds=seconds)
+
+
+def plan_latency_table(
+    space: SearchSpace,
+    runtime: Runtime,
+    *,
+    seed: int = 0,
+    blocks: int = BLOCKS,
+    plan: Plan = PLAN,
+    num_calibration: int = NUM_CALIBRATION,
+    num_held_out: int = NUM_HELD_OUT,
+    convert: Convert | None = None,
+) -> PlannedTable:
+    """Draw the networks of a table; arguments as in :func:`measure_latency_table`. Raises ConfigError."""
     if runtime.precision != "fp32" and convert is None:
         raise ConfigError(
             f"runtime.precision = '{runtime.precision}': latency tables are measured in 'fp32'; expected a "
             "conversion of the models for any other"
         )
-    started = time.perf_counter()
     drawn = stratified_architectures(space, num_calibration + num_held_out, np.random.default_rng(seed))
-    calibration, held_out = _split(space, drawn, num_held_out / (num_calibration + num_held_out))
-    with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
-        writer = _Writer(Path(folder), space, runtime, seed=seed, convert=convert)
-        paths = writer.write_all(calibration, held_out)
-        results = []
-        for b in range(blocks):
-            results.append(run_block(paths, runtime, plan=plan, seed=seed + b))
-            if progress:
-                progress((b + 1) / blocks)
-    times = collect(results, runtime)
-    return _evaluate(space, runtime, times, calibration, held_out, seed=seed, started=started)
-
-
-def stratified_architectures(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Architecture]:
-    """Return ``count`` distinct random architectures, small ones first, large ones last.
-
-    Uniform choices would nearly all be of middle size. Candidate c of C is drawn with a probability that
-    grows as exp(t · c / (C - 1)); the tilt t runs evenly from -4 to 4 over the list.
-    """
-    found: dict[Architecture, None] = {}
-    for tilt in np.linspace(-MAX_TILT, MAX_TILT, count):
-        for _ in range(100):  # a small space may not hold ``count`` distinct ones
-            architecture = _tilted(space, float(tilt), rng)
-            if architecture not in found:
-                break
-        found[architecture] = None
-    return list(found)
-
-
-def _split(
-    space: SearchSpace, drawn: Sequence[Architecture], share: float
-) -> tuple[list[Architecture], list[Architecture]]:
-    """Divide into (calibration, held out) at even distances, so that both parts hold all sizes."""
-    if len(drawn) < MIN_ARCHITECTURES:
-        raise ConfigError(
-            f"space '{space.name}': only {len(drawn)} architectures found to measure; "
-            f"expected {MIN_ARCHITECTURES} or more for a latency table"
-        )
-    num = max(3, round(share * len(drawn)))
-    chosen = {int((i + 0.5) * len(drawn) / num) for i in range(num)}
-    parts = [[a for i, a in enumerate(drawn) if (i in chosen) == held] for held in (False, True)]
-    return parts[0], parts[1]
-
-
-def _tilted(space: SearchSpace, tilt: float, rng: np.random.Generator) -> Architecture:
-    choices = []
-    for num in space.num_candidates():
-        weights = np.exp(tilt * np.arange(num) / max(num - 1, 1))
-        choices.append(int(rng.choice(num, p=weights / weights.sum())))
-    return Architecture(tuple(choices))
-
-
-class _Writer:
-    """Writes the models that a table is measured from."""
-
-    def __init__(
-        self, folder: Path, space: SearchSpace, runtime: Runtime, *, seed: int, convert: Convert | None
-    ) -> None:
-        self.folder = folder
-        self.space = space
-        self.runtime = runtime
-        self.convert = convert
-        self.rng = np.random.default_rng(seed)
-
-    def write_all(
-        self, calibration: Sequence[Architecture], held_out: Sequence[Architecture]
-    ) -> dict[str, Path]:
-        """Return {name: path} of all models; held-out networks twice, for the ceiling of any prediction."""
-        mask = self.space.candidate_mask(self.runtime.channel_multiple)
-        paths = {f"layer{i}": self._layer(spec) for i, spec in enumerate(self.space.distinct_layers())}
-        paths |= {f"calibration{i}": self._network(a) for i, a in enumerate(calibration)}
-        paths |= {f"held-out{i}": self._network(a) for i, a in enumerate(held_out)}
-        paths |= {f"again{i}": paths[f"held-out{i}"] for i in range(len(held_out))}
-        paths["smallest"] = self._network(self.space.smallest(mask))
-        paths["largest"] = self._network(self.space.largest(mask))
-        paths["call"] = self._write(_call_graph(self.runtime.opset))
-        return paths
-
-    def _layer(self, spec: LayerSpec) -> Path:
-        layers = [(spec.kind, spec, random_weights(spec, self.rng))]
-        return self._write(chain_graph(layers, batch_size=self.runtime.batch_size, opset=self.runtime.opset))
-
-    def _network(self, architecture: Architecture) -> Path:
-        image_shape = self.space.input_shape(architecture)
-        layers = [
-            (name, spec, random_weights(spec, self.rng))
-            for name, spec in self.space.named_layers(architecture)
-        ]
-        return self._write(
-            network_graph(
-                layers,
-                image_shape=image_shape,
-                mean=[127.5] * image_shape[0],
-                scale=[1 / 127.5] * image_shape[0],
-                batch_size=self.runtime.batch_size,
-                opset=self.runtime.opset,
-            )
-        )
-
-    def _write(self, model: onnx.ModelProto) -> Path:
-        path = self.folder / f"{sum(1 for _ in self.folder.iterdir())}.onnx"
-        path.write_bytes(serialise(self.convert(model) if self.convert else model))
-        return path
-
-
-def _call_graph(opset: int) -> onnx.ModelProto:
-    """Return the least work that a session can do: what a layer alone pays on top of its own time."""
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in (INPUT_NAME, OUTPUT_NAME)
-    ]
-    node = helper.make_node("Neg", [INPUT_NAME], [OUTPUT_NAME])
-    model: onnx.ModelProto = helper.make_model(
-        helper.make_graph([node], "call", values[:1], values[1:]),
-        opset_imports=[helper.make_opsetid("", opset)],
-        ir_version=IR_VERSION,
+    calibration, held_out = split(space, drawn, num_held_out / (num_calibration + num_held_out))
+    return PlannedTable(
+        space=space,
+        runtime=runtime,
+        seed=seed,
+        blocks=blocks,
+        plan=plan,
+        calibration=tuple(calibration),
+        held_out=tuple(held_out),
+        convert=convert,
     )
-    return model
 
 
 def _evaluate(
-    space: SearchSpace,
-    runtime: Runtime,
-    times: Mapping[str, ModelLatency],
-    calibration: Sequence[Architecture],
-    held_out: Sequence[Architecture],
-    *,
-    seed: int,
-    started: float,
+    planned: PlannedTable, times: Mapping[str, ModelLatency], *, machine: Fingerprint, seconds: float
 ) -> LatencyTable:
+    space, runtime = planned.space, planned.runtime
+    calibration, held_out = planned.calibration, planned.held_out
     entries = tuple(
         _layer_time(spec, times[f"layer{i}"], times["call"].cpu_p25_ms)
         for i, spec in enumerate(space.distinct_layers())
@@ -325,9 +258,9 @@ def _evaluate(
         channel_multiple=runtime.channel_multiple,
         space_name=space.name,
         space_fingerprint=space.fingerprint(),
-        machine=machine_fingerprint(),
-        seed=seed,
-        seconds=time.perf_counter() - started,
+        machine=machine,
+        seed=planned.seed,
+        seconds=seconds,
         entries=entries,
         calibration=fitted,
         accuracy=assess(predicted, measured, again, num_calibration=len(calibration)),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nasdeploy.costs.sessions import run_once
+from nasdeploy.costs.sessions import HERE, Device, start_requests
 from nasdeploy.profiles import Runtime
 
 __all__ = ["StartUp", "measure_startup", "summarise_starts"]
@@ -43,18 +43,18 @@ def measure_startup(
     num_processes: int,
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    device: Device = HERE,
 ) -> StartUp:
-    """Start ``model`` in ``num_processes`` fresh processes, one after the other.
+    """Start ``model`` in ``num_processes`` fresh processes of ``device``, one after the other.
 
-    Raises as :func:`~nasdeploy.costs.sessions.run_block`.
+    Raises as :meth:`nasdeploy.costs.sessions.Device.carry_out`.
     """
-    return summarise_starts(
-        [run_once(model, runtime, seed=seed + n, shapes=shapes) for n in range(num_processes)]
-    )
+    requests = start_requests(model, runtime, count=num_processes, seed=seed, shapes=shapes)
+    return summarise_starts(device.carry_out(requests).results)
 
 
 def summarise_starts(results: Sequence[Mapping[str, Any]]) -> StartUp:
-    """Return the medians of the results of :func:`~nasdeploy.costs.sessions.run_once`."""
+    """Return the medians of the results of :func:`~nasdeploy.costs.sessions.start_requests`."""
     rows = [next(iter(result["models"].values())) for result in results]
     session, first = ([row[key] for row in rows] for key in ("session_ms", "first_run_ms"))
     return StartUp(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from nasdeploy.costs.certification import CapCheck, check_cap, check_percent_cap
+from nasdeploy.costs.device.timing import RUNS_FOR_PERCENTILE
 from nasdeploy.costs.latency import ModelLatency, measure_models
-from nasdeploy.costs.session_worker import RUNS_FOR_PERCENTILE
 from nasdeploy.pipeline.context import Job
 from nasdeploy.pipeline.tables import ProfileCosts, write_untrained
 from nasdeploy.profiles import HardwareProfile, Percent, Runtime, format_quantity
