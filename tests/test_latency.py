@@ -232,6 +232,16 @@ def test_cap_is_not_certified_from_contended_blocks() -> None:
     assert check.bound == 1.0
 
 
+def test_cap_is_not_certified_on_an_unstable_machine() -> None:
+    still, moving = quiet(1.0, 1.0, 1.0, 1.0, 1.04), quiet(1.0, 1.0, 1.0, 1.0, 1.06)
+    file = quiet(*[1.0] * 5)
+    assert check_cap(file, 2.0, reference=still).status == "holds"
+    check = check_cap(file, 2.0, reference=moving)
+    assert (check.status, check.disturbed, check.bound) == ("undecided", True, 1.0)
+    assert check.reason.startswith("unstable machine: the reference model took 6.0 % longer in one block")
+    assert not is_astride(check_cap(quiet(1.0, 1.01, 1.02, 1.04, 1.05), 1.03, reference=moving))
+
+
 def test_a_rival_that_the_median_does_not_see_does_not_matter_to_it() -> None:
     disturbed = [block(1.0) for _ in range(5)]
     disturbed[0] = BlockStats(

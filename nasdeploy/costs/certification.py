@@ -19,6 +19,7 @@ __all__ = [
     "CapCheck",
     "check_cap",
     "check_percent_cap",
+    "instability",
     "is_astride",
     "is_unstable",
 ]
@@ -32,7 +33,8 @@ class CapCheck:
     """A cap and what was measured against it, in ``unit``.
 
     estimate: median of the blocks. bound: the largest block; both None where no block could be used.
-    reason: why it is undecided, else empty.
+    reason: why it is undecided, else empty. disturbed: the machine is why, not the file: too few runs, a rival on the
+    core, or a reference model that did not hold still.
     """
 
     status: Literal["holds", "violated", "undecided"]
@@ -43,14 +45,21 @@ class CapCheck:
     bound: float | None
     num_blocks: int
     reason: str = ""
+    disturbed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the check as plain data."""
         return asdict(self)
 
 
-def check_cap(latency: ModelLatency, cap_ms: float, *, percentile: int = 50) -> CapCheck:
-    """Check an absolute cap on a percentile of the wall time, from the blocks that no rival disturbed."""
+def check_cap(
+    latency: ModelLatency, cap_ms: float, *, percentile: int = 50, reference: ModelLatency | None = None
+) -> CapCheck:
+    """Check an absolute cap on a percentile of the wall time, from the blocks that no rival disturbed.
+
+    reference: the reference model in the same blocks; where its medians spread by more than 5 %, the blocks say as
+    much about the machine as about the file, and nothing is decided.
+    """
     supported = [block for block in latency.blocks if block.wall_ms[percentile] is not None]
     quiet = [block for block in supported if not block.contended_at(percentile)]
     values = [value for block in quiet if (value := block.wall_ms[percentile]) is not None]
@@ -59,6 +68,8 @@ def check_cap(latency: ModelLatency, cap_ms: float, *, percentile: int = 50) -> 
         reason = f"too few runs: {len(supported)} of {MIN_BLOCKS} blocks support a p{percentile}"
     elif len(quiet) < MIN_BLOCKS:
         reason = f"contended: {len(quiet)} of {MIN_BLOCKS} blocks were undisturbed"
+    elif reference is not None and is_unstable(reference):
+        reason = instability(reference)
     return _decide(values, cap_ms, unit="ms", percentile=percentile, reason=reason)
 
 
@@ -92,12 +103,22 @@ def check_percent_cap(
 
 def is_astride(check: CapCheck) -> bool:
     """Whether enough undisturbed blocks were measured, and lie on both sides of the cap."""
-    return check.status == "undecided" and check.num_blocks >= MIN_BLOCKS
+    return check.status == "undecided" and not check.disturbed
 
 
 def is_unstable(reference: ModelLatency) -> bool:
     """Whether the reference model's block medians spread too far for this machine to certify anything."""
     return reference.spread > UNSTABLE_SPREAD
+
+
+def instability(reference: ModelLatency) -> str:
+    """Return in one line by how much the machine is unstable; empty where it is not."""
+    if not is_unstable(reference):
+        return ""
+    return (
+        f"unstable machine: the reference model took {100 * reference.spread:.1f} % longer in one block than "
+        f"in another; expected at most {100 * UNSTABLE_SPREAD:.0f} %: stop other programs and measure again"
+    )
 
 
 def _time(block: BlockStats, percentile: int, *, by_cpu: bool) -> float | None:
@@ -109,6 +130,7 @@ def _decide(
 ) -> CapCheck:
     estimate = float(np.median(values)) if values else None
     bound = float(max(values)) if values else None
+    disturbed = bool(reason)
     status: Literal["holds", "violated", "undecided"] = "undecided"
     if not reason and estimate is not None and bound is not None:
         status = "holds" if bound <= cap else "violated" if estimate > cap else "undecided"
@@ -123,4 +145,5 @@ def _decide(
         bound=bound,
         num_blocks=len(values),
         reason=reason,
+        disturbed=disturbed,
     )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nasdeploy.costs.certification import MIN_BLOCKS, UNSTABLE_SPREAD, is_unstable
+from nasdeploy.costs.certification import MIN_BLOCKS, instability, is_unstable
 from nasdeploy.costs.latency import (
     ModelLatency,
     block_ratios,
@@ -97,12 +97,7 @@ class Comparison:
     @property
     def instability(self) -> str:
         """One line that says by how much the machine is unstable; empty where it is not."""
-        if self.stable:
-            return ""
-        return (
-            f"unstable machine: the reference model took {100 * self.reference.spread:.1f} % longer in one block than "
-            f"in another; expected at most {100 * UNSTABLE_SPREAD:.0f} %: stop other programs and measure again"
-        )
+        return instability(self.reference)
 
     def relative(self, name: str) -> Relative:
         """Return how a model compares with the first one."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nasdeploy.costs.certification import MIN_BLOCKS, CapCheck
+from nasdeploy.costs.certification import CapCheck
 from nasdeploy.costs.table import CostTable
 from nasdeploy.data import Split
 from nasdeploy.errors import InfeasibleError
@@ -153,7 +153,7 @@ class Selector:
         It must hold with a margin: two measurements of one file differ by a per cent or two.
         A choice that the machine was too noisy to measure stands: the exported file is measured again.
         """
-        if check is None or check.bound is None or check.num_blocks < MIN_BLOCKS:
+        if check is None or check.bound is None or check.disturbed:
             return True
         room = latency_room(selection.costs, check)
         if room >= 1.0:
