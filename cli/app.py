@@ -24,6 +24,10 @@ VERBS: Mapping[str, tuple[str, str]] = {
     ),
     "search": ("nasdeploy.cli.building", "The search alone."),
     "profiles": ("nasdeploy.cli.profiles", "List, show, check and create hardware profiles."),
+    "measure": (
+        "nasdeploy.cli.tabulating",
+        "Measure the latency table of a search space under each profile.",
+    ),
     "bench": ("nasdeploy.cli.measuring", "Measure and compare the latency of any ONNX files."),
     "verify": (
         "nasdeploy.cli.inspecting",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from nasdeploy.settings import BuildSettings
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+
+
+def refuse_beside(context: click.Context, option: str, names: Collection[str]) -> None:
+    """Raise UsageError for a parameter of ``names`` that was given, though it says nothing beside ``option``."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE and context.params[name]
+        if given and name in names:
+            written = parameter.opts[-1] if isinstance(parameter, click.Option) else parameter.metavar
+            raise click.UsageError(f"{written}: says nothing beside {option}; leave it out")
 
 
 class SettingOption(click.Option):

@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from nasdeploy.pipeline import WrittenPack
 
 NOTHING = "-"
 
@@ -19,6 +22,17 @@ NOTHING = "-"
 def put_json(schema: str, content: Mapping[str, Any]) -> None:
     """Print one JSON object, its schema first."""
     click.echo(json.dumps({"schema": schema} | plain(content), indent=1, allow_nan=False))
+
+
+def put_pack(pack: WrittenPack, *, as_json: bool) -> None:
+    """Print where a pack is, and what to do with it."""
+    if as_json:
+        put_json("nasdeploy/written-pack/1", pack.to_json())
+        return
+    click.echo(
+        f"{pack.path}: {pack.num_models} models in {quantity(pack.file_size, 'file_size')}; on the device, which needs "
+        f"only numpy and onnxruntime: python3 {pack.path.name}; it writes latency.json, for --import here"
+    )
 
 
 def plain(value: Any) -> Any:

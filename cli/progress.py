@@ -15,7 +15,7 @@ from nasdeploy.progress import Observer, Several, Silent, Value
 LINE_INTERVAL_S = 10.0
 VERBOSE_INTERVAL_S = 1.0
 
-QUANTITIES = ("latency", "flops", "params", "file_size")
+QUANTITIES = ("latency", "flops", "params", "file_size", "peak_memory")
 SHOWN_BY_PROFILE = ("ess", *QUANTITIES)
 """Of what a step tells about each profile; the rest is shown with -v only."""
 

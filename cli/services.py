@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from nasdeploy.costs.budgets import Feasibility
     from nasdeploy.costs.comparison import BenchProtocol
     from nasdeploy.exporters.verification import Verification
-    from nasdeploy.pipeline import BenchResult, BuildResult, ExportResult, Plan, SearchResult
+    from nasdeploy.pipeline import (
+        BenchResult,
+        BuildResult,
+        ExportResult,
+        KeptResult,
+        MeasureResult,
+        Plan,
+        SearchResult,
+        WrittenPack,
+    )
     from nasdeploy.profiles import HardwareProfile
     from nasdeploy.progress import Observer
     from nasdeploy.settings import BuildSettings
@@ -72,10 +81,72 @@ class Pipeline(Protocol):
         batch_size: int | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
         protocol: BenchProtocol = ...,
+        check_cap: bool = False,
+        operators: bool = False,
         seed: int = 0,
         observer: Observer | None = None,
     ) -> BenchResult:
-        """Measure ONNX files together. shapes: {input: sizes} that a file leaves open."""
+        """Measure ONNX files together. shapes: {input: sizes} that a file leaves open.
+
+        check_cap: let the profile's latency cap decide on the exit code. operators: profile each file, too.
+        """
+
+    def pack_bench(
+        self,
+        models: Sequence[str | Path],
+        path: Path,
+        *,
+        profile: str | None = None,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        protocol: BenchProtocol = ...,
+        check_cap: bool = False,
+        operators: bool = False,
+        seed: int = 0,
+    ) -> WrittenPack:
+        """Write what measures ONNX files on a device."""
+
+    def import_bench(self, path: Path, *, observer: Observer | None = None) -> BenchResult:
+        """Return what such a pack measured there."""
+
+    def measure(
+        self,
+        profiles: Sequence[HardwareProfile | str | Path] = ...,
+        *,
+        data: str | None = None,
+        space: str = "mobile",
+        image_shape: tuple[int, int, int] | None = None,
+        num_classes: int | None = None,
+        image_sizes: Sequence[int] = (),
+        seed: int = 0,
+        fresh: bool = False,
+        observer: Observer | None = None,
+    ) -> MeasureResult:
+        """Measure the latency tables of a space, or find them again."""
+
+    def pack_table(
+        self,
+        profile: HardwareProfile | str | Path,
+        path: Path,
+        *,
+        data: str | None = None,
+        space: str = "mobile",
+        image_shape: tuple[int, int, int] | None = None,
+        num_classes: int | None = None,
+        image_sizes: Sequence[int] = (),
+        seed: int = 0,
+    ) -> WrittenPack:
+        """Write what measures the latency table of a space on a device."""
+
+    def import_result(
+        self,
+        path: Path,
+        *,
+        profile: HardwareProfile | str | Path | None = None,
+        observer: Observer | None = None,
+    ) -> MeasureResult | KeptResult:
+        """Take what a pack wrote on its device."""
 
     def export_run(
         self,

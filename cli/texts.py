@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from nasdeploy.cli.output import NOTHING, duration, percent, quantity, text_table
@@ -10,18 +10,28 @@ from nasdeploy.cli.output import NOTHING, duration, percent, quantity, text_tabl
 if TYPE_CHECKING:
     from nasdeploy.costs.budgets import Feasibility, FeasibilityRow
     from nasdeploy.costs.comparison import Relative
-    from nasdeploy.costs.latency import ModelLatency
     from nasdeploy.exporters.verification import Verification
     from nasdeploy.pipeline import BuildResult, CapResult, Plan, ProfileResult, SearchResult
-    from nasdeploy.pipeline.benching import BenchedModel, BenchResult
     from nasdeploy.pipeline.exporting import ExportResult, ProfileExport
     from nasdeploy.profiles import Budget, HardwareProfile
 
 
 def build_text(result: BuildResult) -> str:
     """Return a line per profile: its figures, and the cap of each that has one."""
-    header = ("profile", "status", "accuracy", "latency p50", "params", "FLOPs", "file size")
+    header = [
+        "profile",
+        "status",
+        "format",
+        "accuracy",
+        "latency p50",
+        "params",
+        "FLOPs",
+        "file size",
+        "peak memory",
+    ]
     rows = [_build_row(profile) for profile in result.profiles]
+    if all(profile.peak_memory is None for profile in result.profiles):  # no budget names it
+        header, rows = header[:-1], [row[:-1] for row in rows]
     return f"{text_table(header, rows)}\n\nreport: {result.report}"
 
 
@@ -32,9 +42,10 @@ def _build_row(result: ProfileResult) -> tuple[str, ...]:
         "params": result.params,
         "flops": result.flops,
         "file_size": result.file_size,
+        "peak_memory": result.peak_memory,
     }
     cells = (_capped(figures[metric], metric, caps.get(metric)) for metric in figures)
-    return result.profile, result.status, percent(result.accuracy), *cells
+    return result.profile, result.status, result.precision, percent(result.accuracy), *cells
 
 
 def _capped(value: float | None, metric: str, cap: CapResult | None) -> str:
@@ -125,98 +136,9 @@ def budget_text(budget: Budget) -> str:
     return ", ".join(parts)
 
 
-BENCH_HEADER = (
-    "model",
-    "p50 (blocks)",
-    "p90",
-    "p95",
-    "p99",
-    "mean",
-    "min",
-    "CPU p50",
-    "cold start",
-    "memory",
-    "items/s",
-    "contended",
-    "time against the first",
-)
-
-
-def bench_text(result: BenchResult) -> str:
-    """Return a line per model, then the conditions under which the figures hold."""
-    table = text_table(BENCH_HEADER, [_bench_row(model) for model in result.models])
-    return "\n".join([table, "", *_bench_conditions(result)])
-
-
-def _bench_row(model: BenchedModel) -> tuple[str, ...]:
-    latency = model.latency
-    return (
-        model.file.label,
-        f"{_ms(latency.p50_ms)} ({'-'.join(map(_ms, latency.p50_range_ms))})",
-        *(_ms(latency.percentile_ms(q)) for q in (90, 95, 99)),
-        *map(_ms, (latency.mean_ms, latency.min_ms, latency.cpu_p50_ms, model.start_up.cold_start_ms)),
-        quantity(model.start_up.peak_memory_bytes, "file_size"),
-        _per_second(latency.images_per_second),
-        f"{latency.contended_blocks}/{len(latency.blocks)}",
-        "the first" if model.relative is None else relative_text(model.relative),
-    )
-
-
-def _ms(value: float | None) -> str:
-    """Return a time with three digits; "n/a" for a percentile that the runs cannot support."""
-    from nasdeploy.profiles import format_quantity
-
-    return "n/a" if value is None else format_quantity(value, "latency", digits=3)
-
-
-def _per_second(value: float) -> str:
-    return f"{value:.0f}" if value >= 1000.0 else f"{value:.4g}"
-
-
 def relative_text(relative: Relative, *, of: str = "") -> str:
     """Return the factor on the time with its verdict, such as "x0.782, faster"; of: on whose time."""
     return f"x{relative.ratio:.3g}{f' of {of}' if of else ''}, {relative.verdict}"
-
-
-def _bench_conditions(result: BenchResult) -> Iterator[str]:
-    floor, reference = result.comparison.noise_floor, result.comparison.reference
-    conditions, before = reference.conditions, result.models[0].start_up.memory_before_bytes
-    batches = sorted({model.latency.conditions.batch_size for model in result.models})
-    yield (
-        f"runtime: ONNX Runtime {conditions.onnxruntime}, {conditions.provider}, {_threads(reference)}, "
-        f"batch {', '.join(map(str, batches))}"
-    )
-    if len(batches) > 1:
-        yield "batches differ: times are those of one run, so compare the items per second"
-    yield f"machine: {_machine_text(result)}"
-    yield (
-        f"noise floor: {100 * floor:.2f} % (the first model measured twice); up to {200 * floor:.2f} % is no difference"
-    )
-    yield (
-        f"reference model: {_ms(reference.p50_ms)}, spread {100 * reference.spread:.1f} % over "
-        f"{len(reference.blocks)} blocks: {'stable' if result.comparison.stable else 'UNSTABLE'}"
-    )
-    if before is not None:
-        yield (
-            f"memory: peak of a process with this model alone; {quantity(before, 'file_size')} of it are Python and "
-            "ONNX Runtime"
-        )
-
-
-def _threads(latency: ModelLatency) -> str:
-    number = latency.conditions.threads
-    pinned = "pinned" if latency.conditions.pinned else "not pinned"
-    return f"{number} thread{'s' if number > 1 else ''} ({pinned})"
-
-
-def _machine_text(result: BenchResult) -> str:
-    machine = result.machine
-    load = " and ".join(NOTHING if value is None else f"{value:.2f}" for value in result.load)
-    quota = "" if machine["cpu_quota"] is None else f", quota {machine['cpu_quota']:g} cores"
-    return (
-        f"{machine['cpu']}, {machine['logical_cores']} cores{quota}, governor {machine['governor'] or 'n/a'}, "
-        f"load {load} before and after"
-    )
 
 
 EXPORT_HEADER = ("profile", "file", "size", "validation before", "after", "test", "latency p50", "time")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the folder of those that are kept for later."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+CACHE_VARIABLE = "NASDEPLOY_CACHE"
+
+
+def cache_folder() -> Path:
+    """Return ``$NASDEPLOY_CACHE``, ``$XDG_CACHE_HOME/nasdeploy`` or ``~/.cache/nasdeploy``."""
+    if own := os.environ.get(CACHE_VARIABLE):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "nasdeploy"
 
 
 def write_whole(path: Path, content: bytes) -> None:

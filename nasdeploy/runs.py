@@ -4,9 +4,10 @@
 
     run.json  config.toml  events.jsonl
     latency/<profile>.json
+    memory/<profile>.json
     search/{supernet.safetensors, state.json, history.csv, result.json}
-    models/<profile>/{model.onnx, architecture.json, weights.safetensors, training.json, metrics.json,
-                      latency.json, verify.json, MODEL_CARD.md, SHA256SUMS}
+    models/<profile>/{model.onnx, model.int8.onnx?, architecture.json, weights.safetensors, training.json, metrics.json,
+                      latency.json, verify.json, certify.zip?, MODEL_CARD.md, SHA256SUMS}
     baselines/<profile>/<kind>.json
     report/{index.html, report.json, report.md, pareto.csv}
 
@@ -36,6 +37,9 @@ from nasdeploy.progress import Value
 __all__ = ["EventLog", "ModelFolder", "RunFolder"]
 
 
+REDUCED_PRECISIONS = ("fp16", "int8")
+
+
 class ModelFolder:
     """``models/<profile>/``."""
 
@@ -49,16 +53,36 @@ class ModelFolder:
         self.metrics = path / "metrics.json"
         self.latency = path / "latency.json"
         self.verify = path / "verify.json"
+        self.pack = path / "certify.zip"
         self.card = path / "MODEL_CARD.md"
         self.checksums = path / "SHA256SUMS"
 
+    def file(self, precision: str) -> Path:
+        """Return the path of the ONNX file in ``precision``: ``model.onnx``, or ``model.int8.onnx`` beside it."""
+        return self.model if precision == "fp32" else self.path / f"model.{precision}.onnx"
+
+    def shipped(self) -> Path:
+        """Return the path of the file that ships, as ``metrics.json`` says; ``model.onnx`` as long as there is none.
+
+        Raises RunFolderError where that is damaged.
+        """
+        stored = read_json(self.metrics) if self.metrics.exists() else {}
+        return self.path / str(stored.get("shipped", self.model.name))
+
+    def discard_reduced(self) -> None:
+        """Delete the files in other precisions than fp32."""
+        for precision in REDUCED_PRECISIONS:
+            self.file(precision).unlink(missing_ok=True)
+
     def discard(self) -> None:
         """Delete the files, the architecture last, so that an interrupted deletion is finished next time."""
+        self.discard_reduced()
         for file in (
             self.checksums,
             self.card,
             self.latency,
             self.verify,
+            self.pack,
             self.metrics,
             self.model,
             self.training,
@@ -93,6 +117,10 @@ class RunFolder:
     def latency(self, profile: str) -> Path:
         """Return the path of the latency table of ``profile``."""
         return self.path / "latency" / f"{profile}.json"
+
+    def memory(self, profile: str) -> Path:
+        """Return the path of the memory table of ``profile``; there is one where its budget names peak_memory."""
+        return self.path / "memory" / f"{profile}.json"
 
     def model(self, profile: str) -> ModelFolder:
         """Return the folder of the model of ``profile``."""
@@ -182,7 +210,7 @@ class RunFolder:
     def discard_profile(self, name: str) -> None:
         """Delete what there is of a profile that has not become a part of the run."""
         self.model(name).discard()
-        for file in (self.latency(name), self.adapted(name)):
+        for file in (self.latency(name), self.memory(name), self.adapted(name)):
             file.unlink(missing_ok=True)
 
     def discard(self) -> None:
@@ -190,7 +218,7 @@ class RunFolder:
         if not self.run.exists():
             return
         self._was_run = True
-        for name in ("models", "baselines", "search", "latency", "report", "exports"):
+        for name in ("models", "baselines", "search", "latency", "memory", "report", "exports"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for file in (self.run, self.events, self.config):
             file.unlink(missing_ok=True)
@@ -272,7 +300,7 @@ def _drop_cut_off_line(path: Path) -> None:
 
 def _is_own(name: str) -> bool:
     """Whether a file of this name may be left of a first start that was killed."""
-    return name in (".lock", "latency", "config.toml", "events.jsonl") or (
+    return name in (".lock", "latency", "memory", "config.toml", "events.jsonl") or (
         name.startswith(".") and name.endswith(".tmp")
     )
 

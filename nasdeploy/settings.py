@@ -82,6 +82,9 @@ class MeasureSettings(_Settings):
     blocks: Annotated[int, Field(ge=5)] = Field(default=5, description="fresh processes")
     min_runs: Positive = Field(default=300, description="a model, over all blocks")
     min_seconds: NotNegative = Field(default=1.0, description="a model, over all blocks")
+    cache: bool = Field(
+        default=True, description="use latency tables that this machine measured before, and keep new ones"
+    )
 
 
 class BuildSettings(_Settings):
@@ -145,8 +148,8 @@ class BuildSettings(_Settings):
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
 
     def fingerprint(self) -> str:
-        """Return a short hash of all settings but the profiles: those can be added to a run."""
-        settings = self.model_dump(mode="json", exclude={"profiles"})
+        """Return a short hash of all settings but the profiles, which can be added to a run, and the use of caches."""
+        settings = self.model_dump(mode="json", exclude={"profiles": True, "measure": {"cache"}})
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -9,7 +9,7 @@ from nasdeploy.profiles.loading import (
     load_profile,
     profile_names,
 )
-from nasdeploy.profiles.model import Budget, HardwareProfile, MetricBudget, Runtime
+from nasdeploy.profiles.model import Budget, DeviceAccess, HardwareProfile, MetricBudget, Runtime
 from nasdeploy.profiles.schema import profile_json_schema, profile_template
 from nasdeploy.profiles.units import (
     METRICS,
@@ -27,6 +27,7 @@ __all__ = [
     "DEFAULT_PROFILES",
     "METRICS",
     "Budget",
+    "DeviceAccess",
     "HardwareProfile",
     "Limit",
     "MetricBudget",

@@ -19,6 +19,7 @@ DEFAULT_PROFILES = ("cpu-tight", "cpu-middle", "cpu-roomy")
 
 BUILTIN_PROFILES = (
     *DEFAULT_PROFILES,
+    "cpu-int8",
     "edge-cpu-1t",
     "gateway-cpu-2t",
     "server-cpu-batch",

@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
+    PlainSerializer,
+    StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
@@ -24,10 +27,27 @@ from pydantic import (
 
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles.messages import FieldError, read_model
-from nasdeploy.profiles.units import METRICS, Limit, Percent, Quantity, format_limit, read_limit, show_value
+from nasdeploy.profiles.units import (
+    METRICS,
+    Limit,
+    Percent,
+    Quantity,
+    format_limit,
+    format_share,
+    read_limit,
+    read_share,
+    share_json_schema,
+    show_value,
+)
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Of profile names: they become folder names."""
+
+HOST_PATTERN = r"^([A-Za-z0-9_][A-Za-z0-9_.+-]*@)?[A-Za-z0-9_:][A-Za-z0-9_.:%-]{0,252}$"
+"""Of what ssh is given as its destination: never an option, never anything for a shell."""
+
+PYTHON_PATTERN = r"^[A-Za-z0-9_./~][A-Za-z0-9_./+ ~-]{0,511}$"
+"""Of a command or path on the device; "~/" is the home of the user there."""
 
 EXPECTED: dict[str, str] = {
     "name": 'up to 64 letters, digits, ".", "_", "-", the first a letter or digit, such as "my-device"',
@@ -39,12 +59,18 @@ EXPECTED: dict[str, str] = {
     "runtime.batch_size": "a whole number of 1 or more, such as 1",
     "runtime.precision": '"fp32", "fp16" or "int8"',
     "runtime.channel_multiple": "a whole number of 1 or more, such as 8",
+    "runtime.max_accuracy_drop": 'a share of the images, such as "1%" or 0.01',
     "runtime.opset": "a whole number of 18 or more (the exporter writes no lower one), such as 18",
+    "device": 'a table such as [device] with the line host = "user@board"',
+    "device.host": 'what ssh connects to, such as "user@board" or a Host of ~/.ssh/config',
+    "device.python": 'the Python of the device, such as "python3" or "~/venv/bin/python"',
+    "device.by_hand": "true, for packs that people carry to the device and back",
     "budget": 'a table such as [budget] with the line latency = { max = "15ms" }',
     "budget.params": 'a table such as { max = "1.5M" }',
     "budget.flops": 'a table such as { max = "60M" }',
     "budget.latency": 'a table such as { max = "15ms" }',
     "budget.file_size": 'a table such as { max = "4MB" }',
+    "budget.peak_memory": 'a table such as { max = "40MB" }',
 } | {
     f"budget.{metric}.{field}": wanted
     for metric in METRICS
@@ -58,6 +84,14 @@ EXPECTED: dict[str, str] = {
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_Share = Annotated[
+    float,
+    BeforeValidator(read_share),
+    PlainSerializer(format_share, return_type=str),
+    WithJsonSchema(share_json_schema(), mode="validation"),
+]
 
 
 class Runtime(_Model):
@@ -78,12 +112,28 @@ class Runtime(_Model):
         default=1, ge=1, description="Images in one run; latency is that of one run."
     )
     precision: Literal["fp32", "fp16", "int8"] = Field(
-        default="fp32", description="Number format of weights and activations."
+        default="fp32",
+        description="Number format of weights and activations; a file in fp16 or int8 ships only where it is faster "
+        "than that in fp32 and about as accurate.",
     )
     channel_multiple: StrictInt = Field(
         default=8, ge=1, description="The search takes only channel counts that are multiples of this."
     )
     opset: StrictInt = Field(default=18, ge=18, description="ONNX operator set of the exported file.")
+    max_accuracy_drop: _Share | None = Field(
+        default=None,
+        description="Accuracy on validation images that the network may lose by its number format, as a share of all "
+        "images; left out: 1% for int8, 0.5% for fp16.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Runtime:
+        if self.max_accuracy_drop is not None and self.precision == "fp32":
+            raise FieldError(
+                'expected precision = "int8" or "fp16" beside it: a file in fp32 must compute what its network does',
+                under="max_accuracy_drop",
+            )
+        return self
 
     def key(self) -> str:
         """Return a text that is equal for profiles which can share a latency table."""
@@ -165,6 +215,11 @@ class Budget(_Model):
     file_size: MetricBudget | None = Field(
         default=None, description="Size of the exported file (1 kB = 1000 bytes)."
     )
+    peak_memory: MetricBudget | None = Field(
+        default=None,
+        description="What the exported file adds to the memory of a process: its peak resident size while the file is "
+        "loaded and run, less that before. Measured; ONNX Runtime needs some 10 MB of it for any file.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -196,6 +251,39 @@ class Budget(_Model):
         return {metric: _metric_dict(metric, limits) for metric, limits in self.items()}
 
 
+class DeviceAccess(_Model):
+    """How a device is reached that is not the machine of the build: over ssh, or by hand."""
+
+    host: StrictStr | None = Field(
+        default=None,
+        pattern=HOST_PATTERN,
+        description="What ssh connects to: a name or address, or a Host of ~/.ssh/config (which also holds the port "
+        "and the key).",
+        examples=["user@board"],
+    )
+    python: StrictStr | None = Field(
+        default=None,
+        pattern=PYTHON_PATTERN,
+        description='The Python there, with numpy and onnxruntime; left out: "python3".',
+        examples=["python3", "~/venv/bin/python"],
+    )
+    by_hand: StrictBool | None = Field(
+        default=None, description="Packs are carried to the device and their results back by hand."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> DeviceAccess:
+        if self.by_hand is False:
+            raise FieldError("expected true, or no such line", under="by_hand")
+        if self.by_hand and self.host is not None:
+            raise FieldError("expected none beside by_hand = true: one or the other", under="host")
+        if not self.by_hand and self.host is None:
+            raise FieldError('expected host = "user@board" for ssh, or by_hand = true', under="")
+        if self.python is not None and self.host is None:
+            raise FieldError('expected a host beside it, such as host = "user@board"', under="python")
+        return self
+
+
 class HardwareProfile(_Model):
     """A device: how a model runs there and what it may cost.
 
@@ -211,11 +299,14 @@ class HardwareProfile(_Model):
     )
     description: StrictStr = Field(default="", description="What the device is.")
     runtime: Runtime = Field(default_factory=Runtime)
+    device: DeviceAccess | None = Field(
+        default=None, description="How the device is reached; left out: it is the machine of the build."
+    )
     budget: Budget
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the one canonical form, which JSON can hold: defaults filled in, limits as exact text."""
-        return self.model_dump(mode="json")
+        """Return the one canonical form, which JSON and TOML can hold: defaults filled in, limits as exact text."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     @classmethod
     def from_dict(cls, data: object, *, source: str = "profile") -> HardwareProfile:

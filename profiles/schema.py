@@ -24,9 +24,15 @@ engine = "onnxruntime"
 provider = "CPUExecutionProvider" # an ONNX Runtime execution provider; no fallback to another
 threads = 1
 batch_size = 1 # latency is that of one run, a whole batch
-precision = "fp32" # the only one exported yet
+precision = "fp32" # or "int8", "fp16": ship only where faster than fp32 and about as accurate
+# max_accuracy_drop = "1%" # of int8 and fp16, on validation images
 channel_multiple = 8 # the search takes only channel counts that are multiples of this
 opset = 18 # 18 or more
+
+# [device] # where it is not the machine of the build
+# host = "user@board" # ssh connects there without a password; its Python needs numpy and onnxruntime
+# python = "python3"
+# by_hand = true # or so: carry packs there and results back
 
 [budget]
 # At least one metric, each with a hard cap (max), a soft weight (coefficient), or both.
@@ -35,6 +41,7 @@ latency = {{ max = "40%" }} # "15ms", "800us", "1.2s"; with percentile = 90 the 
 params = {{ max = "40%" }} # "1.5M", "60k", 60000: parameters of the PyTorch module
 # flops = {{ max = "60M" }} # one multiply-add is one FLOP, per image
 # file_size = {{ max = "4MB" }} # of the exported file; "200kB", "1MiB"
+# peak_memory = {{ max = "40MB" }} # what the file adds to a process at its peak, measured; the runtime takes some 10 MB
 
 # The weight adds coefficient * metric / reference to the loss; without a reference: the largest network.
 # flops = {{ coefficient = 0.3, reference = "60M" }}
@@ -59,8 +66,17 @@ def profile_json_schema() -> dict[str, Any]:
         definitions["Budget"]["properties"][metric]["$ref"] = f"#/$defs/{title}"
     definitions["Budget"]["minProperties"] = 1
     # Written out, because versions of pydantic place a description beside a $ref differently.
-    for field, description in (("runtime", "How the model will run."), ("budget", "What it may cost.")):
-        schema["properties"][field] = {"$ref": f"#/$defs/{field.title()}", "description": description}
+    for field, definition, description in (
+        ("runtime", "Runtime", "How the model will run."),
+        ("device", "DeviceAccess", "How the device is reached; left out: it is the machine of the build."),
+        ("budget", "Budget", "What it may cost."),
+    ):
+        schema["properties"][field] = {"$ref": f"#/$defs/{definition}", "description": description}
+    definitions["DeviceAccess"] |= {
+        "oneOf": [{"required": ["host"]}, {"required": ["by_hand"]}],
+        "dependentRequired": {"python": ["host"]},
+    }
+    definitions["DeviceAccess"]["properties"]["by_hand"]["const"] = True
     return {"$schema": _DIALECT} | schema | {"title": "nasdeploy hardware profile"}
 
 

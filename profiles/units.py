@@ -1,8 +1,8 @@
 """Quantities with their unit inside the value: "15ms", "60M", "4MB", and shares such as "40%".
 
 Each metric has one unit inside the program: params a count, flops fvcore's count (one multiply-add is one
-FLOP), latency milliseconds, file_size bytes. Text is read and written by way of Decimal, so that "0.1G" is
-exactly 100000000.0 and what is written reads back as the same float.
+FLOP), latency milliseconds, file_size and peak_memory bytes. Text is read and written by way of Decimal, so
+that "0.1G" is exactly 100000000.0 and what is written reads back as the same float.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from nasdeploy.errors import ConfigError
 
-METRICS = ("params", "flops", "latency", "file_size")
+METRICS = ("params", "flops", "latency", "file_size", "peak_memory")
 
 _NUMBER = r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?"
 _WRITTEN = re.compile(rf"(?P<number>-?{_NUMBER}) *(?P<unit>[^\s0-9.]*)")
@@ -91,7 +91,15 @@ _SIZE = _Kind(
     units=_units(B="1", kB="1e3", KB="1e3", MB="1e6", GB="1e9", KiB="1024", MiB="1048576", GiB="1073741824"),
     shown=("B", "kB", "MB", "GB"),
 )
-_KINDS: dict[str, _Kind] = {"params": _COUNT, "flops": _COUNT, "latency": _TIME, "file_size": _SIZE}
+# The runtime alone takes some 10 MB for any model, so the examples of a file's size would mislead here.
+_MEMORY = replace(_SIZE, examples=('"40MB"', '"64MiB"', '"1GB"'))
+_KINDS: dict[str, _Kind] = {
+    "params": _COUNT,
+    "flops": _COUNT,
+    "latency": _TIME,
+    "file_size": _SIZE,
+    "peak_memory": _MEMORY,
+}
 
 
 def parse_quantity(text: object, *, metric: str, key: str) -> float:
@@ -123,6 +131,29 @@ def read_limit(text: object, metric: str) -> Limit:
         raise ValueError(f'{error}, or a share such as "40%"') from None
 
 
+def read_share(text: object) -> float:
+    """Return a share of all, such as "1%" or 0.01, in [0, 1]. Raises ValueError with what was expected."""
+    if isinstance(text, str) and text.endswith("%"):
+        try:
+            return _read_percent(text).fraction
+        except ValueError:
+            pass  # said below: a share of the way between two networks is not what is meant here
+    elif isinstance(text, int | float) and not isinstance(text, bool) and 0 <= text <= 1:
+        return float(text)
+    raise ValueError('expected a share from "0%" to "100%", such as "1%" or 0.01')
+
+
+def format_share(share: float) -> str:
+    """Return ``share`` with all its digits, such as "1%": the inverse of :func:`read_share`."""
+    return _plain(Decimal(repr(float(share))) * 100) + "%"
+
+
+def share_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of what :func:`read_share` accepts."""
+    text = {"type": "string", "pattern": r"^(100(\.0+)?|[0-9]{1,2}(\.[0-9]+)?) *%$"}
+    return {"anyOf": [text, {"type": "number", "minimum": 0, "maximum": 1}], "examples": ["1%", 0.01]}
+
+
 def format_quantity(value: float, metric: str, *, digits: int | None = 4) -> str:
     """Return a finite ``value``, in the unit of ``metric``, as people read it: 1500000 params are "1.5M".
 
@@ -138,7 +169,7 @@ def format_quantity(value: float, metric: str, *, digits: int | None = 4) -> str
 def format_limit(limit: Limit, metric: str) -> str:
     """Return ``limit`` with all its digits: the inverse of :func:`parse_limit`."""
     if isinstance(limit, Percent):
-        return _plain(Decimal(repr(float(limit.fraction))) * 100) + "%"
+        return format_share(limit.fraction)
     return format_quantity(limit.value, metric, digits=None)
 
 

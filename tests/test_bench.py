@@ -30,7 +30,8 @@ from nasdeploy.costs.startup import summarise_starts
 from nasdeploy.errors import ConfigError, UsageError
 from nasdeploy.exporters.structure import TensorInfo
 from nasdeploy.files import write_whole
-from nasdeploy.pipeline.benching import BenchResult, bench, distinct_labels
+from nasdeploy.pipeline.bench_files import distinct_labels
+from nasdeploy.pipeline.benching import BenchResult, bench
 from nasdeploy.pipeline.input_shapes import Batch, resolve_shapes
 from nasdeploy.profiles import Runtime
 from nasdeploy.schemas import load_schema
@@ -265,6 +266,19 @@ def test_cold_start_is_the_median_of_processes_and_of_their_sums() -> None:
     found = summarise_starts(results)
     assert (found.cold_start_ms, found.session_ms, found.first_run_ms) == (29.0, 20.0, 2.0)
     assert (found.num_processes, found.peak_memory_bytes, found.memory_before_bytes) == (3, 200, None)
+    assert found.added_memory_bytes is None
+
+
+def test_added_memory_is_that_of_the_process_that_grew_most() -> None:
+    results = [
+        {
+            "models": {"model": {"session_ms": 1.0, "first_run_ms": 1.0, "batch_size": 1}},
+            "peak_memory_bytes": peak,
+            "memory_before_bytes": before,
+        }
+        for peak, before in ((100, 60), (110, 65), (120, 90))
+    ]
+    assert summarise_starts(results).added_memory_bytes == 45
 
 
 # ---- the worker -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 import nasdeploy
 from nasdeploy.cli import main
 from nasdeploy.cli.app import VERBS
+from nasdeploy.cli.output import NOTHING
 from nasdeploy.costs.budgets import Feasibility, FeasibilityRow
 from nasdeploy.errors import (
     BudgetViolatedError,
@@ -53,12 +54,15 @@ def profile_result(name: str = "edge", *, status: str = "certified", exit_code: 
         exit_code=exit_code,
         message="" if exit_code == 0 else f"params = 70k: expected <= 60k ({status})",
         model=Path("runs/x/models/edge/model.onnx"),
+        shipped="model.onnx",
+        precision="fp32",
         accuracy=0.8765,
         latency_ms=0.52,
         params=51_000,
         flops=2_000_000,
         macs=1_900_000,
         file_size=210_000,
+        peak_memory=None,
         caps=(cap, share),
     )
 
@@ -314,11 +318,27 @@ def test_build_prints_one_line_a_profile_with_its_caps():
     assert header.split("  ")[0] == "profile"
     assert (
         row.split()
-        == ("edge certified 87.65 % 0.52ms (at 12.4%, cap 15%) 51k (cap 60k) 2M 210kB")
+        == ("edge certified fp32 87.65 % 0.52ms (at 12.4%, cap 15%) 51k (cap 60k) 2M 210kB")
         .replace("0.52ms", "520us")
         .split()
     )
     assert report == f"report: {Path('runs/x/report/index.html')}"
+
+
+def test_build_prints_memory_where_a_budget_names_it():
+    cap = CapResult(
+        metric="peak_memory", cap=13e6, value=12e6, bound=12.1e6, status="holds", unit="bytes", text=""
+    )
+    profiles = (
+        replace(profile_result("small"), peak_memory=12_000_000, caps=(cap,)),
+        profile_result("other"),
+    )
+    made = BuildResult(run_dir=Path("r"), profiles=profiles, report=Path("r/i"))
+    header, small, other, *_ = run("build", pipeline=FakePipeline(result=made)).stdout.splitlines()
+    assert header.endswith("  peak memory")
+    assert small.endswith("  12MB (cap 13MB)")
+    assert other.split()[-1] == NOTHING
+    assert "peak memory" not in run("build").stdout
 
 
 def test_build_as_json_is_one_object_and_nothing_else():

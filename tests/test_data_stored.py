@@ -26,12 +26,12 @@ from nasdeploy.data import (
     make_augmentation,
     training_batches,
 )
-from nasdeploy.data.cache import cache_folder
 from nasdeploy.data.contents import LabelledImages, Request
 from nasdeploy.data.pixels import labelled_pixels, resized_entry
 from nasdeploy.data.stored import PixelFile
 from nasdeploy.errors import DataError
 from nasdeploy.exporters.runtime import onnx_predictions
+from nasdeploy.files import cache_folder
 from nasdeploy.training.evaluation import loss_and_accuracy, predict
 from nasdeploy.training.recalibration import recalibrate
 

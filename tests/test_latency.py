@@ -144,7 +144,7 @@ def test_percentiles_that_few_runs_cannot_support_are_missing() -> None:
 
 def test_statistics_of_known_times() -> None:
     cpu = np.arange(1.0, 102.0)
-    row = statistics(Times(wall_ms=cpu * 1.1, cpu_ms=cpu))
+    row = statistics(Times(wall_ms=cpu * 1.1, cpu_ms=cpu, whole_ms=cpu * 1.1))
     assert row["n"] == 101
     assert row["cpu_p25_ms"] == 26.0
     assert row["cpu_ms"]["p50"] == 51.0

@@ -8,7 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nasdeploy.costs.calibration import Accuracy, Calibration, assess, fit, rank_correlation
+from nasdeploy.costs.calibration import (
+    Accuracy,
+    Calibration,
+    assess,
+    fit,
+    line_through,
+    rank_correlation,
+)
+from nasdeploy.costs.counting import counting_tables
 from nasdeploy.costs.device.timing import Plan
 from nasdeploy.costs.latency_table import (
     LatencyTable,
@@ -51,15 +59,20 @@ def made_up_table(space: SearchSpace) -> LatencyTable:
         space_fingerprint=space.fingerprint(),
         machine=MACHINE,
         seed=0,
+        measured_at="2026-01-02T03:04:05+00:00",
         seconds=1.5,
         entries=tuple(LayerTime(spec=s, ms=ms, spread=0.01) for s, ms in times_alone(space).items()),
+        bridge=None,
         calibration=Calibration(constant_ms=0.01, coefficients={"table": 1.1, "layers": -0.0005}),
         accuracy=Accuracy(
             mape=0.01,
             quantile90=0.02,
             max_error=0.03,
             spearman=0.99,
+            flops_mape=0.1,
+            flops_spearman=0.9,
             ceiling=0.005,
+            ceiling_spearman=0.999,
             num_calibration=40,
             num_held_out=20,
         ),
@@ -111,18 +124,36 @@ def test_calibration_takes_no_term_that_only_fits_noise(space: SearchSpace, rng:
 
 def test_accuracy_by_hand() -> None:
     measured = np.array([1.0, 2.0, 4.0, 5.0])
-    found = assess(measured * [1.1, 0.9, 1.0, 1.2], measured, measured * 1.01, num_calibration=7)
+    found = assess(
+        measured * [1.1, 0.9, 1.0, 1.2],
+        measured,
+        again_ms=measured * [1.01, 1.01, 1.3, 1.0],
+        by_flops_ms=measured * [1.5, 0.5, 1.0, 1.0],
+        num_calibration=7,
+    )
     assert found.mape == pytest.approx(0.1)
     assert found.max_error == pytest.approx(0.2)
     assert found.quantile90 == pytest.approx(0.17)
-    assert found.ceiling == pytest.approx(0.01)
+    assert found.ceiling == pytest.approx(0.08)
     assert found.spearman == pytest.approx(1.0)
+    assert found.flops_mape == pytest.approx(0.25)
+    assert found.flops_spearman == pytest.approx(0.8)  # 1.5, 1.0, 4.0, 5.0: 1 - 6 * 2 / (4 * 15)
+    assert found.ceiling_spearman == pytest.approx(0.8)  # 1.01, 2.02, 5.2, 5.0
     assert (found.num_calibration, found.num_held_out) == (7, 4)
 
 
 def test_rank_correlation_by_hand() -> None:
     assert rank_correlation(np.array([1.0, 2, 3]), np.array([10.0, 20, 15])) == pytest.approx(0.5)
     assert rank_correlation(np.array([1.0, 1, 2, 3]), np.array([1.0, 1, 2, 3])) == pytest.approx(1.0)
+    assert rank_correlation(np.array([2.0, 2, 2]), np.array([1.0, 2, 3])) == 0.0
+
+
+def test_line_has_the_least_relative_error() -> None:
+    flops = np.array([1e6, 2e6, 5e6])
+    assert line_through(flops, 0.01 + 3e-8 * flops) == pytest.approx((0.01, 3e-8))
+    # A constant predictor can only give the time t whose relative errors t / 1 - 1 and t / 2 - 1 are least in square.
+    constant, slope = line_through(np.array([1.0, 1.0]), np.array([1.0, 2.0]))
+    assert constant + slope == pytest.approx(1.2)
 
 
 def test_stratified_architectures_cover_all_sizes(space: SearchSpace, rng: np.random.Generator) -> None:
@@ -149,12 +180,34 @@ def test_table_survives_json(space: SearchSpace) -> None:
 
 
 def test_damaged_table_is_refused(space: SearchSpace) -> None:
-    with pytest.raises(ConfigError, match="schema None; expected 'nasdeploy/latency-table/1'"):
+    with pytest.raises(ConfigError, match="schema None; expected 'nasdeploy/latency-table/2'"):
         LatencyTable.from_json({})
     data = made_up_table(space).to_json()
     del data["entries"]
-    with pytest.raises(ConfigError, match="'entries'; nasdeploy build --no-resume makes a new one"):
+    with pytest.raises(
+        ConfigError, match="'entries': field required; nasdeploy build --no-resume makes a new one"
+    ):
         LatencyTable.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seconds": "1.5"}, "'seconds': input should be a valid number"),
+        ({"surplus": 1}, "keys that do not belong there"),
+        ({"smallest_ms": 0.0}, "a time that is not above 0"),
+        ({"largest_ms": float("nan")}, "Out of range float values"),
+        ({"calibration": {"constant_ms": 0.0, "coefficients": {"magic": 1.0}}}, "unknown term 'magic'"),
+        ({"held_out": [{"choices": [0]}]}, r"'held_out\.0\.predicted_ms': field required"),
+        ({"bridge": {"num_layers": 16}}, r"'bridge\.drift': field required"),
+    ],
+)
+def test_every_value_of_a_stored_table_is_checked(
+    space: SearchSpace, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        LatencyTable.from_json(made_up_table(space).to_json() | change)
+    assert "\n" not in str(error.value)
 
 
 def test_table_of_another_space_runtime_or_machine_is_refused(space: SearchSpace) -> None:
@@ -167,6 +220,9 @@ def test_table_of_another_space_runtime_or_machine_is_refused(space: SearchSpace
         table.check_matches(space, Runtime(threads=2), machine=MACHINE)
     with pytest.raises(ConfigError, match=r"runtime\.channel_multiple 8; expected 16"):
         table.check_matches(space, Runtime(channel_multiple=16), machine=MACHINE)
+    lacking = replace(table, entries=table.entries[1:])
+    with pytest.raises(ConfigError, match=r"lacks 1 layers of the space; nasdeploy"):
+        lacking.check_matches(space, Runtime(), machine=MACHINE)
     with pytest.raises(ConfigError, match=r"another machine \(logical_cores: 2 there, 4 here\); nasdeploy"):
         table.check_matches(space, Runtime(), machine={**MACHINE, "logical_cores": 4})
 
@@ -174,12 +230,12 @@ def test_table_of_another_space_runtime_or_machine_is_refused(space: SearchSpace
 def test_space_with_hardly_any_architectures_is_refused(space: SearchSpace) -> None:
     single = replace(space, decisions=tuple(replace(d, candidates=d.candidates[:1]) for d in space.decisions))
     with pytest.raises(ConfigError, match="only 1 architectures found to measure; expected 9 or more"):
-        measure_latency_table(single, Runtime())
+        measure_latency_table(single, Runtime(), flops=counting_tables(space)["flops"])
 
 
 def test_other_precisions_need_a_conversion(space: SearchSpace) -> None:
     with pytest.raises(ConfigError, match=r"runtime\.precision = 'int8'"):
-        measure_latency_table(space, Runtime(precision="int8"))
+        measure_latency_table(space, Runtime(precision="int8"), flops=counting_tables(space)["flops"])
 
 
 def test_a_real_table_of_two_resolutions() -> None:
@@ -191,6 +247,7 @@ def test_a_real_table_of_two_resolutions() -> None:
     table = measure_latency_table(
         space,
         Runtime(),
+        flops=counting_tables(space)["flops"],
         blocks=1,
         plan=Plan(rounds=2, min_runs=10, min_seconds=0.0, max_seconds=0.05),
         num_calibration=12,
@@ -210,6 +267,7 @@ def test_a_real_table_ranks_networks(space: SearchSpace) -> None:
     table = measure_latency_table(
         space,
         Runtime(),
+        flops=counting_tables(space)["flops"],
         blocks=1,
         plan=Plan(rounds=2, min_runs=10, min_seconds=0.0, max_seconds=0.05),
         num_calibration=12,

@@ -73,10 +73,31 @@ WRONG_DATA = [
             ("opset", 17, "such as 18"),
         ]
     ),
+    *(
+        ({"name": "a", "device": value, "budget": {"latency": LATENCY}}, key, example)
+        for value, key, example in [
+            (3, "device", '[device] with the line host = "user@board"'),
+            ({}, "device", "by_hand = true"),
+            ({"by_hand": False}, "device.by_hand", "expected true"),
+            ({"by_hand": "yes"}, "device.by_hand", "expected true"),
+            ({"host": "board", "by_hand": True}, "device.host", "one or the other"),
+            ({"by_hand": True, "python": "python3"}, "device.python", "a host beside it"),
+            ({"host": 3}, "device.host", '"user@board"'),
+            *(
+                ({"host": host}, "device.host", '"user@board"')
+                for host in ["", "-oProxyCommand=x", "user@-x", "a b", "a;b", "a\n", "$(x)", "user@", "'a'"]
+            ),
+            *(
+                ({"host": "board", "python": python}, "device.python", '"~/venv/bin/python"')
+                for python in ["", "-c", "python3; rm", "py\nthon", "$HOME/python", "python'"]
+            ),
+        ]
+    ),
     (_with_budget({}), "budget", 'latency = { max = "15ms" }'),
     (_with_budget(3), "budget", 'latency = { max = "15ms" }'),
     (_with_budget({"latency": "15ms"}), "budget.latency", '{ max = "15ms" }'),
     (_with_budget({"file_size": 3}), "budget.file_size", '{ max = "4MB" }'),
+    (_with_budget({"peak_memory": 3}), "budget.peak_memory", '{ max = "40MB" }'),
     (_with_budget({"latency": {}}), "budget.latency", 'max = "40%"'),
     *(
         (_with_budget({metric: {field: value}}), f"budget.{metric}.{field}", example)
@@ -93,6 +114,7 @@ WRONG_DATA = [
             ("params", "max", -60000, '"60M"'),
             ("flops", "max", float("nan"), '"60M"'),
             ("file_size", "max", "4M", '"4MB"'),
+            ("peak_memory", "max", "40M", '"40MB"'),
             ("flops", "coefficient", -0.1, "such as 0.3"),
             ("flops", "coefficient", float("inf"), "such as 0.3"),
             ("flops", "coefficient", "0.1", "such as 0.3"),
@@ -187,8 +209,8 @@ def test_every_key_has_an_expectation() -> None:
             'budget.lateny: unknown key; did you mean "latency"? expected one of params, flops, latency,',
         ),
         (
-            _with_budget({"memory": LATENCY}),
-            "budget.memory: unknown key; expected one of params, flops, latency, file_size",
+            _with_budget({"energy": LATENCY}),
+            "budget.energy: unknown key; expected one of params, flops, latency, file_size, peak_memory",
         ),
         (
             _with_budget({"latency": LATENCY | {"percentil": 90}}),

@@ -142,6 +142,31 @@ def test_every_key_of_a_file_is_read(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        {"by_hand": True},
+        {"host": "user@board"},
+        {"host": "::1", "python": "~/my venv/bin/python3.8"},
+        {"host": "my-board_2"},
+    ],
+)
+def test_device_is_read_written_and_meets_the_schema(device: dict[str, object]) -> None:
+    data = {"name": "edge", "device": device, "budget": {"latency": {"max": "2ms"}}}
+    profile = HardwareProfile.from_dict(data)
+    assert profile.to_dict()["device"] == device
+    assert HardwareProfile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+    assert _is_valid(data)
+    assert _is_valid(profile.to_dict())
+    assert not _is_valid(data | {"device": device | {"by_hand": True, "host": "board"}})
+
+
+def test_profile_without_a_device_is_that_of_this_machine() -> None:
+    profile = load_profile("cpu-tight")
+    assert profile.device is None
+    assert "device" not in profile.to_dict()
+
+
 def test_budget_items_come_in_the_order_of_the_metrics() -> None:
     budget = Budget(**{metric: MetricBudget(max=Percent(0.5)) for metric in reversed(METRICS)})
     assert [metric for metric, _ in budget.items()] == list(METRICS)
@@ -346,7 +371,7 @@ def test_template_loads_unchanged_and_meets_the_schema(tmp_path: Path) -> None:
 def test_commented_lines_of_the_template_are_valid_too() -> None:
     lines = profile_template("my-device").splitlines()
     options = [line.removeprefix("# ") for line in lines if line.startswith("# ") and " = { " in line]
-    assert len(options) == 3
+    assert len(options) == 4
     for option in options:
         data = _with_budget(tomllib.loads(option))
         assert HardwareProfile.from_dict(data).budget.items()

@@ -15,6 +15,7 @@ from nasdeploy.costs.graphs import IR_VERSION, network_graph, random_weights
 from nasdeploy.exporters.base import ExportedModel
 from nasdeploy.exporters.files import save_model
 from nasdeploy.exporters.quantization import halve_model, quantize_model
+from nasdeploy.exporters.quantization_errors import float_operators, operator_errors
 from nasdeploy.exporters.runtime import OnnxClassifier
 from nasdeploy.exporters.verification import verify_file
 from nasdeploy.files import write_whole
@@ -173,3 +174,53 @@ def test_logging_of_the_process_is_left_as_it_was(source: Path, tmp_path: Path) 
     quantized(source, tmp_path / "int8.onnx")
     halve_model(source, path=tmp_path / "fp16.onnx", exporter="graph", metadata={})
     assert (root.level, list(root.handlers)) == before
+
+
+def test_the_operator_that_quantisation_hurts_comes_first(tmp_path: Path) -> None:
+    """One huge weight for a channel that is always zero leaves no bits for the others of its row."""
+    rng = np.random.default_rng(0)
+    weights = {f"layer{i}": dict(random_weights(spec, rng)) for i, spec in enumerate(LAYERS)}
+    for layer, part in (("layer0", ""), ("layer1", "projection.")):  # both are added up in layer1
+        weights[layer][f"{part}weight"][0] = weights[layer][f"{part}bias"][0] = 0.0
+    weights["layer2"]["weight"][:, 0] = 1000.0
+    model = network_graph(
+        [(f"layer{i}", spec, weights[f"layer{i}"]) for i, spec in enumerate(LAYERS)],
+        image_shape=(3, 16, 16),
+        mean=[120.0, 125.0, 130.0],
+        scale=[0.02, 0.015, 0.01],
+        batch_size=1,
+    )
+    path = tmp_path / "source.onnx"
+    save_model(model, path=path, opset=18, exporter="graph", metadata={})
+    made = quantized(path, tmp_path / "int8.onnx")
+    errors = operator_errors(path, made.path, list(batches())[:8])
+    assert (errors[0].name, errors[0].operator) == ("layer2.linear", "Gemm")
+    assert errors[0].added_noise > 10 * errors[1].added_noise
+    assert {error.name for error in errors} >= {
+        "layer0",
+        "layer1.expansion",
+        "layer1.depthwise",
+        "layer1.add",
+    }
+
+
+@pytest.mark.parametrize("make", ["int8", "fp16"])
+def test_errors_of_operators_are_small_where_the_file_is_good(
+    make: str, source: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "made.onnx"
+    made = (
+        quantized(source, path)
+        if make == "int8"
+        else halve_model(source, path=path, exporter="g", metadata={})
+    )
+    errors = operator_errors(source, made.path, list(batches())[:4])
+    assert [error.added_noise for error in errors] == sorted((e.added_noise for e in errors), reverse=True)
+    assert {"layer0", "layer2.linear"} <= {error.name for error in errors}
+    assert max(error.added_noise for error in errors) < (0.01 if make == "int8" else 1e-4)
+    assert min(error.signal_to_noise_db for error in errors) > 15.0
+
+
+def test_what_stays_in_float_is_counted(source: Path, tmp_path: Path) -> None:
+    made = quantized(source, tmp_path / "int8.onnx")
+    assert float_operators(made.path) == {"Mul": 1, "Sub": 1}

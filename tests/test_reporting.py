@@ -115,15 +115,20 @@ class Builder:
             space_fingerprint=SPACE.fingerprint(),
             machine=MACHINE,
             seed=0,
+            measured_at="2026-01-02T03:04:05+00:00",
             seconds=48.2,
             entries=tuple(LayerTime(spec=spec, ms=0.01, spread=0.02) for spec in SPACE.distinct_layers()),
+            bridge=None,
             calibration=Calibration(constant_ms=0.01, coefficients={"table": 0.9}),
             accuracy=Accuracy(
                 mape=0.031,
                 quantile90=0.055,
                 max_error=0.081,
                 spearman=0.994,
+                flops_mape=0.143,
+                flops_spearman=0.941,
                 ceiling=0.012,
+                ceiling_spearman=0.999,
                 num_calibration=40,
                 num_held_out=20,
             ),
@@ -136,8 +141,9 @@ class Builder:
         write_json(
             self.run.latency(profile),
             {
-                "schema": "nasdeploy/profile-latency/1",
+                "schema": "nasdeploy/profile-latency/2",
                 "profile": profile,
+                "origin": "measured",
                 "table": table.to_json(),
                 "probes": probes,
             },
@@ -226,6 +232,9 @@ class Builder:
                 "status": "certified",
                 "exit_code": 0,
                 "message": "",
+                "shipped": "model.onnx",
+                "precision": "fp32",
+                "gates": None,
                 "accuracy": {
                     "top1": TOP1[profile],
                     "macro": TOP1[profile] - 0.01,
@@ -237,6 +246,7 @@ class Builder:
                 "flops": 1_420_000 * size,
                 "macs": 1_310_000 * size,
                 "file_size": 133_120 * size,
+                "peak_memory": None,
                 "caps": caps,
                 "retraining": {
                     "start": "supernet",
@@ -247,6 +257,7 @@ class Builder:
                 "exporter": "graph",
                 "opset": 18,
                 "sha256": hashlib.sha256(b"model").hexdigest(),
+                "sha256_fp32": hashlib.sha256(b"model").hexdigest(),
             }
             | changes,
         )
@@ -589,6 +600,7 @@ def failed(**changes: Any) -> dict[str, Any]:
         "flops",
         "macs",
         "file_size",
+        "peak_memory",
         "retraining",
         "exporter",
         "opset",
@@ -827,3 +839,18 @@ def test_margins_in_words(cap: dict[str, Any], expected: str) -> None:
 )
 def test_times_in_words(value: float | None, expected: str) -> None:
     assert milliseconds(value) == expected
+
+
+def test_the_latency_table_stands_beside_flops_and_a_second_measurement(finished: RunFolder) -> None:
+    write_report(finished)
+    page, text = (
+        page_of(finished).text,
+        finished.report_html.with_name("report.md").read_text(encoding="utf-8"),
+    )
+    for number in ("3.1", "5.5", "0.994", "14.3", "0.941", "1.2", "0.999"):
+        assert number in page
+    header, _, row = text[text.index("| profile | mean error |") :].splitlines()[:3]
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert (cells["FLOPs: rank"], cells["measured twice: rank"]) == ("0.941", "0.999")
+    assert cells["FLOPs: error"].startswith("14.3")
+    assert "measured 2026-01-02T03:04:05+00:00 in" in page

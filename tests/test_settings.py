@@ -126,7 +126,7 @@ def test_wrong_image_sizes_are_named_on_one_line(value: Any) -> None:
     assert "more error" not in message
 
 
-def test_fingerprint_sees_every_field_but_the_profiles() -> None:
+def test_fingerprint_sees_every_field_but_the_profiles_and_the_cache() -> None:
     settings = BuildSettings()
     values = {key: SPECIAL.get(key) for key in leaves(settings)}
     for key in values:
@@ -137,6 +137,10 @@ def test_fingerprint_sees_every_field_but_the_profiles() -> None:
             values[key] = other_value(value)
     profiles = changed(settings, "profiles", values.pop("profiles"))
     assert profiles.fingerprint() == settings.fingerprint()  # a run can be given more of them
+    cache = changed(settings, "measure.cache", values.pop("measure.cache"))
+    assert (
+        cache.fingerprint() == settings.fingerprint()
+    )  # where a table comes from does not change what is built
     found = {changed(settings, key, value).fingerprint() for key, value in values.items()}
     assert len(found | {settings.fingerprint()}) == len(values) + 1
     assert len(values) > 30

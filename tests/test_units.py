@@ -44,6 +44,8 @@ READ = [
     ("file_size", "1MiB", 1048576.0),  # 1024 * 1024
     ("file_size", "0.5GiB", 536870912.0),  # 2 ** 29
     ("file_size", "300B", 300.0),
+    ("peak_memory", "40MB", 4e7),
+    ("peak_memory", "64MiB", 67108864.0),  # 64 * 1024 * 1024
 ]
 
 WRONG: dict[str, list[object]] = {
@@ -51,9 +53,10 @@ WRONG: dict[str, list[object]] = {
     "params": ["60m", "60MB", "15ms", "-1", 0, -3, True, None, NAN, math.inf, "1e400", "nan", [], {}],
     "flops": ["2T", "2 G FLOPs", "0", "0.0M", "1_000"],
     "file_size": ["4M", "4mb", 4000000, "4", "4Mb", "0B", "1 0B"],
+    "peak_memory": ["40M", 40000000, "40", "0B", "40ms"],
 }  # fmt: skip
 WRONG_PAIRS = [(metric, text) for metric, texts in WRONG.items() for text in texts]
-EXAMPLES = {"latency": '"15ms"', "params": '"60M"', "flops": '"60M"', "file_size": '"4MB"'}
+EXAMPLES = {"latency": '"15ms"', "params": '"60M"', "flops": '"60M"', "file_size": '"4MB"', "peak_memory": '"40MB"'}
 
 
 @pytest.mark.parametrize(("metric", "text", "value"), READ)
@@ -126,6 +129,7 @@ def test_percent_holds_only_fractions(fraction: float) -> None:
         (300e3, "file_size", "300kB"),
         (1048576, "file_size", "1.049MB"),
         (100, "file_size", "100B"),
+        (12.34e6, "peak_memory", "12.34MB"),
     ],
 )
 def test_quantity_is_shown_with_four_digits(value: float, metric: str, text: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from nasdeploy.costs.table import CostTable, FloatArray, IntArray
 from nasdeploy.errors import InfeasibleError
-from nasdeploy.profiles import HardwareProfile, Percent, Quantity, format_quantity, parse_quantity
+from nasdeploy.profiles import METRICS, HardwareProfile, Percent, Quantity, format_quantity, parse_quantity
 from nasdeploy.spaces.base import Architecture, CandidateMask, SearchSpace
 
 NUM_SAMPLES = 4_000
@@ -117,7 +117,7 @@ def require_feasible(found: Feasibility) -> None:
 
 def profile_metrics(tables: Mapping[str, CostTable]) -> list[str]:
     """Return the metrics in the order in which they are shown."""
-    return [metric for metric in ("params", "flops", "latency", "file_size") if metric in tables]
+    return [metric for metric in METRICS if metric in tables]
 
 
 def _row(

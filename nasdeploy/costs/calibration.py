@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from nasdeploy.spaces.base import LayerSpec
 
-__all__ = ["TERMS", "Accuracy", "Calibration", "assess", "fit", "rank_correlation"]
+__all__ = ["TERMS", "Accuracy", "Calibration", "assess", "fit", "line_through", "rank_correlation"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -57,14 +57,18 @@ class Accuracy:
     """How well the table predicts networks that it was not fitted on; errors relative to the measured time.
 
     mape: mean error. quantile90: 90 % of the networks have a smaller one: the margin for a selection.
-    ceiling: mean error of a second measurement of the same networks; no table can do better.
+    flops_mape, flops_spearman: of FLOPs as the predictor, by a line through the networks of the calibration.
+    ceiling, ceiling_spearman: of a second measurement of the same networks; no table can do better.
     """
 
     mape: float
     quantile90: float
     max_error: float
     spearman: float
+    flops_mape: float
+    flops_spearman: float
     ceiling: float
+    ceiling_spearman: float
     num_calibration: int
     num_held_out: int
 
@@ -93,24 +97,49 @@ def fit(
     )
 
 
+def line_through(predictor: FloatArray, times_ms: FloatArray) -> tuple[float, float]:
+    """Return (a, b) of the line a + b · predictor with the least relative squared error on times (n,)."""
+    unit = float(np.abs(predictor).max()) or 1.0  # FLOPs are millions, times fractions: solved near 1
+    constant, slope = _solve(_weighted([predictor / unit], times_ms))
+    return float(constant), float(slope) / unit
+
+
 def assess(
-    predicted_ms: FloatArray, measured_ms: FloatArray, again_ms: FloatArray, *, num_calibration: int
+    predicted_ms: FloatArray,
+    measured_ms: FloatArray,
+    *,
+    again_ms: FloatArray,
+    by_flops_ms: FloatArray,
+    num_calibration: int,
 ) -> Accuracy:
-    """Compare predictions (n,) with measurements (n,) and a second measurement of the same networks (n,)."""
-    errors = np.abs(predicted_ms / measured_ms - 1.0)
+    """Compare predictions (n,) with measurements (n,); beside them a second measurement, and what FLOPs predict."""
+    errors = _relative_errors(predicted_ms, measured_ms)
     return Accuracy(
         mape=float(errors.mean()),
         quantile90=float(np.quantile(errors, 0.9)),
         max_error=float(errors.max()),
         spearman=rank_correlation(predicted_ms, measured_ms),
-        ceiling=float(np.abs(again_ms / measured_ms - 1.0).mean()),
+        flops_mape=float(_relative_errors(by_flops_ms, measured_ms).mean()),
+        flops_spearman=rank_correlation(by_flops_ms, measured_ms),
+        ceiling=float(_relative_errors(again_ms, measured_ms).mean()),
+        ceiling_spearman=rank_correlation(again_ms, measured_ms),
         num_calibration=num_calibration,
         num_held_out=len(errors),
     )
 
 
+def _relative_errors(predicted: FloatArray, measured: FloatArray) -> FloatArray:
+    errors: FloatArray = np.abs(predicted / measured - 1.0)
+    return errors
+
+
 def rank_correlation(a: FloatArray, b: FloatArray) -> float:
-    """Return Spearman's rank correlation of two arrays (n,); ties get their mean rank."""
+    """Return Spearman's rank correlation of two arrays (n,); ties get their mean rank.
+
+    0 where one of them is constant: it orders nothing.
+    """
+    if np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
+        return 0.0
     return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
 
 

@@ -1,4 +1,4 @@
-"""Whether a measured model keeps a latency cap: decided from blocks, never from a point estimate.
+"""Whether a measured model keeps a cap on its latency or memory: decided from blocks, never from a point estimate.
 
 The largest of five block percentiles is a 1 - 0.5**5 = 96.9 % bound on the median block.
 """
@@ -12,12 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 from nasdeploy.costs.latency import BlockStats, ModelLatency
+from nasdeploy.costs.memory import MemoryUse
 
 __all__ = [
     "MIN_BLOCKS",
     "UNSTABLE_SPREAD",
     "CapCheck",
     "check_cap",
+    "check_memory_cap",
     "check_percent_cap",
     "instability",
     "is_astride",
@@ -33,14 +35,15 @@ class CapCheck:
     """A cap and what was measured against it, in ``unit``.
 
     estimate: median of the blocks. bound: the largest block; both None where no block could be used.
+    percentile: of the latency; None for memory, where a block is a process that was started.
     reason: why it is undecided, else empty. disturbed: the machine is why, not the file: too few runs, a rival on the
     core, or a reference model that did not hold still.
     """
 
     status: Literal["holds", "violated", "undecided"]
     cap: float
-    unit: Literal["ms", "fraction"]
-    percentile: int
+    unit: Literal["ms", "fraction", "bytes"]
+    percentile: int | None
     estimate: float | None
     bound: float | None
     num_blocks: int
@@ -101,6 +104,28 @@ def check_percent_cap(
     return _decide(ratios, cap_fraction, unit="fraction", percentile=percentile, reason=reason)
 
 
+def check_memory_cap(
+    use: MemoryUse, cap: float, *, ends: tuple[MemoryUse, MemoryUse] | None = None
+) -> CapCheck:
+    """Check a cap on the memory that a file adds to a process, from its starts.
+
+    cap: in bytes; with ``ends``, the smallest (0) and the largest (1) network of the space, a share of the way
+    between the most that each of them needs.
+    """
+    unit: Literal["fraction", "bytes"] = "bytes" if ends is None else "fraction"
+    values = [float(size) for size in use.added_bytes]
+    reason = ""
+    if not values:
+        reason = "the system does not tell the memory of a process"
+    elif len(values) < MIN_BLOCKS:
+        reason = f"too few processes: {len(values)} of {MIN_BLOCKS} were started"
+    elif ends is not None:
+        low, high = (end.largest_bytes or 0 for end in ends)
+        values = [(value - low) / (high - low) for value in values] if high > low else []
+        reason = "" if values else "the largest network of the space needs no more than the smallest"
+    return _decide(values, cap, unit=unit, percentile=None, reason=reason)
+
+
 def is_astride(check: CapCheck) -> bool:
     """Whether enough undisturbed blocks were measured, and lie on both sides of the cap."""
     return check.status == "undecided" and not check.disturbed
@@ -126,7 +151,12 @@ def _time(block: BlockStats, percentile: int, *, by_cpu: bool) -> float | None:
 
 
 def _decide(
-    values: Sequence[float], cap: float, *, unit: Literal["ms", "fraction"], percentile: int, reason: str
+    values: Sequence[float],
+    cap: float,
+    *,
+    unit: Literal["ms", "fraction", "bytes"],
+    percentile: int | None,
+    reason: str,
 ) -> CapCheck:
     estimate = float(np.median(values)) if values else None
     bound = float(max(values)) if values else None

@@ -29,6 +29,7 @@ __all__ = [
     "collect",
     "measure_models",
     "noise_floor",
+    "plan_of_a_block",
     "write_reference_model",
 ]
 
@@ -44,7 +45,8 @@ class Conditions:
     """How a model was run.
 
     pinned: bound to as many cores as threads. spinning: idle threads wait busily. shared_pool: the sessions
-    of a process share their threads.
+    of a process share their threads. interval_ms: a run began every so often, and the process slept between them;
+    None: one right after the other.
     """
 
     provider: str
@@ -54,6 +56,7 @@ class Conditions:
     spinning: bool
     shared_pool: bool
     onnxruntime: str
+    interval_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +64,8 @@ class BlockStats:
     """One model in one process; times in ms for one run of a batch.
 
     wall_ms, cpu_ms: percentiles 50, 90, 95, 99; None for one that n runs cannot support. CPU time is that of
-    the calling thread. peak_memory_bytes: of the process with all its models.
+    the calling thread. peak_memory_bytes: of the process with all its models. late: runs that took longer than the
+    interval, where there is one.
     """
 
     n: int
@@ -74,6 +78,7 @@ class BlockStats:
     session_ms: float
     first_run_ms: float
     peak_memory_bytes: int | None
+    late: int = 0
 
     @property
     def contended(self) -> bool:
@@ -123,6 +128,23 @@ class ModelLatency:
     def contended_blocks(self) -> int:
         """Blocks in which a rival took the core for more than 5 % of the time."""
         return sum(block.contended for block in self.blocks)
+
+    @property
+    def is_contended(self) -> bool:
+        """Whether a rival took the core in most blocks: then the wall times are not the model's."""
+        return 2 * self.contended_blocks > len(self.blocks)
+
+    @property
+    def wall_over_cpu(self) -> float:
+        """Wall time over CPU time, of all runs of a block, median of the blocks."""
+        return _median([block.wall_over_cpu for block in self.blocks])
+
+    @property
+    def late_share(self) -> float | None:
+        """Share of the runs that took longer than the interval; None where runs followed each other at once."""
+        if self.conditions.interval_ms is None:
+            return None
+        return sum(block.late for block in self.blocks) / self.n
 
     @property
     def cpu_p50_ms(self) -> float:
@@ -211,18 +233,31 @@ def measure_models(
     and 60 s. shapes: of inputs; others get the batch size for what their file leaves open. Within a block the
     models run in turns, in random order. Raises as :meth:`nasdeploy.costs.sessions.Device.carry_out`.
     """
-    plan = Plan(
-        rounds=ROUNDS_PER_BLOCK,
-        min_runs=-(-min_runs // blocks),
-        min_seconds=min_seconds / blocks,
-        max_seconds=max_seconds / blocks,
-    )
+    plan = plan_of_a_block(blocks, min_runs=min_runs, min_seconds=min_seconds, max_seconds=max_seconds)
     requests = block_requests(models, runtime, plan=plan, blocks=blocks, seed=seed, shapes=shapes)
     return collect(device.carry_out(requests, progress=progress), runtime)
 
 
-def collect(answers: Answers, runtime: Runtime) -> dict[str, ModelLatency]:
-    """Return the latency of each model from the answers to :func:`~nasdeploy.costs.sessions.block_requests`."""
+def plan_of_a_block(
+    blocks: int, *, min_runs: int, min_seconds: float, max_seconds: float, interval_ms: float | None = None
+) -> Plan:
+    """Return what one of ``blocks`` processes does so that all of them together do what is asked."""
+    return Plan(
+        rounds=ROUNDS_PER_BLOCK,
+        min_runs=-(-min_runs // blocks),
+        min_seconds=min_seconds / blocks,
+        max_seconds=max_seconds / blocks,
+        interval_s=(interval_ms or 0.0) / 1e3,
+    )
+
+
+def collect(
+    answers: Answers, runtime: Runtime, *, interval_ms: float | None = None
+) -> dict[str, ModelLatency]:
+    """Return the latency of each model from the answers to :func:`~nasdeploy.costs.sessions.block_requests`.
+
+    interval_ms: that of their plan.
+    """
     results = answers.results
     first = results[0]
     conditions = Conditions(
@@ -233,6 +268,7 @@ def collect(answers: Answers, runtime: Runtime) -> dict[str, ModelLatency]:
         spinning=first["spinning"],
         shared_pool=first["shared_pool"],
         onnxruntime=first["onnxruntime"],
+        interval_ms=interval_ms,
     )
     return {
         name: ModelLatency(

@@ -1,34 +1,49 @@
 """The latency of every architecture of a space: layers measured alone, calibrated on whole networks.
 
 Every distinct layer becomes a small ONNX model; they, random whole networks for the calibration and others to
-check it are measured in turns in a few fresh processes.
+check it are measured in turns in a few fresh processes. Layers that an older table of the same machine and runtime
+holds need not be measured again: a few of them are, and say by how much the machine has become slower since.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from nasdeploy.costs.calibration import Accuracy, Calibration, assess, fit
+from nasdeploy.costs.calibration import assess, fit, line_through
 from nasdeploy.costs.device.timing import Plan
 from nasdeploy.costs.latency import ModelLatency, collect
-from nasdeploy.costs.machine import Fingerprint, describe_difference
+from nasdeploy.costs.machine import Fingerprint
 from nasdeploy.costs.sessions import HERE, Answers, Device, Progress, Request, block_requests
-from nasdeploy.costs.table import CostTable, tabulate
+from nasdeploy.costs.table import CostTable
+from nasdeploy.costs.table_data import (
+    MAX_CEILING,
+    MAX_MAPE,
+    REMEDY,
+    SCHEMA,
+    Bridge,
+    LatencyTable,
+    LayerTime,
+    NetworkTime,
+)
 from nasdeploy.costs.table_models import Convert, ModelWriter, split, stratified_architectures
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles import Runtime
 from nasdeploy.spaces.base import Architecture, LayerSpec, SearchSpace
 
 __all__ = [
+    "MAX_CEILING",
+    "MAX_MAPE",
     "REMEDY",
     "SCHEMA",
+    "Bridge",
     "LatencyTable",
     "LayerTime",
     "NetworkTime",
@@ -37,115 +52,24 @@ __all__ = [
     "plan_latency_table",
 ]
 
-SCHEMA = "nasdeploy/latency-table/1"
-REMEDY = "nasdeploy build --no-resume"
+FloatArray = npt.NDArray[np.float64]
+
 BLOCKS = 5
 PLAN = Plan(rounds=5, min_runs=50, min_seconds=0.0, max_seconds=0.25)
 NUM_CALIBRATION = 40
 NUM_HELD_OUT = 20
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerTime:
-    """A layer alone in a session, without the session's call. spread: of the blocks, relative."""
-
-    spec: LayerSpec
-    ms: float
-    spread: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkTime:
-    """A whole network that the calibration did not see."""
-
-    choices: tuple[int, ...]
-    predicted_ms: float
-    measured_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyTable:
-    """The measured latency of a space on one machine and runtime; times in ms of one run of a batch.
-
-    smallest_ms, largest_ms: the anchors of percentage caps, measured beside the layers.
-    """
-
-    runtime_key: str
-    channel_multiple: int
-    space_name: str
-    space_fingerprint: str
-    machine: Mapping[str, str | int | float | None]
-    seed: int
-    seconds: float
-    entries: tuple[LayerTime, ...]
-    calibration: Calibration
-    accuracy: Accuracy
-    held_out: tuple[NetworkTime, ...]
-    smallest_ms: float
-    largest_ms: float
-
-    def cost_table(self, space: SearchSpace) -> CostTable:
-        """Return the latency of every architecture in ms. Raises ConfigError for another space."""
-        self._check("search space", self.space_fingerprint, space.fingerprint())
-        alone = {entry.spec: entry.ms for entry in self.entries}
-        return tabulate(
-            space,
-            lambda spec: self.calibration.layer_ms(spec, alone[spec]),
-            constant=self.calibration.constant_ms,
-        )
-
-    def check_matches(
-        self, space: SearchSpace, runtime: Runtime, *, machine: Mapping[str, str | int | float | None]
-    ) -> None:
-        """Raise ConfigError unless the table was measured for this space, runtime and machine."""
-        self._check("search space", self.space_fingerprint, space.fingerprint())
-        self._check("runtime", self.runtime_key, runtime.key())
-        self._check("runtime.channel_multiple", self.channel_multiple, runtime.channel_multiple)
-        if difference := describe_difference(self.machine, machine):
-            raise ConfigError(
-                f"latency table: measured on another machine ({difference}); {REMEDY} makes a new one"
-            )
-
-    def is_of(self, machine: Mapping[str, str | int | float | None]) -> bool:
-        """Return whether the table was measured on ``machine``."""
-        return not describe_difference(self.machine, machine)
-
-    def _check(self, what: str, stored: object, here: object) -> None:
-        if stored != here:
-            raise ConfigError(
-                f"latency table: measured for {what} {stored}; expected {here}; {REMEDY} makes a new one"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the table as plain data."""
-        return {"schema": SCHEMA, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> LatencyTable:
-        """Return what :meth:`to_json` gave. Raises ConfigError for another schema or wrong keys."""
-        if data.get("schema") != SCHEMA:
-            raise ConfigError(f"latency table: schema {data.get('schema')!r}; expected '{SCHEMA}'")
-        rest = {key: value for key, value in data.items() if key != "schema"}
-        try:
-            parts = {
-                "entries": tuple(
-                    LayerTime(**{**row, "spec": LayerSpec(**row["spec"])}) for row in data["entries"]
-                ),
-                "calibration": Calibration(**data["calibration"]),
-                "accuracy": Accuracy(**data["accuracy"]),
-                "held_out": tuple(
-                    NetworkTime(**{**row, "choices": tuple(row["choices"])}) for row in data["held_out"]
-                ),
-            }
-            return cls(**{**rest, **parts})
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"latency table: {error}; {REMEDY} makes a new one") from error
+MIN_BRIDGE = 16
+BRIDGE_SHARE = 0.1
+MAX_BRIDGE_SPREAD = 0.05
 
 
 def measure_latency_table(
     space: SearchSpace,
     runtime: Runtime,
     *,
+    flops: CostTable,
+    known: LatencyTable | None = None,
     seed: int = 0,
     blocks: int = BLOCKS,
     plan: Plan = PLAN,
@@ -157,13 +81,17 @@ def measure_latency_table(
 ) -> LatencyTable:
     """Measure the latency table of ``space`` under ``runtime`` on ``device``.
 
-    convert: makes the model of ``runtime.precision``; needed unless that is "fp32". Raises ConfigError
-    without it, or when ONNX Runtime cannot run a layer.
+    flops: of the space; another predictor of the same networks, for comparison. known: an older table of the same
+    runtime and machine, whose layers are not measured again. Where the layers that tell how the machine has changed
+    since do not agree, or the table becomes too weak, everything is measured. convert: makes the model of
+    ``runtime.precision``; needed unless that is "fp32". Raises ConfigError without it, or when ONNX Runtime cannot
+    run a layer.
     """
     started = time.perf_counter()
     planned = plan_latency_table(
         space,
         runtime,
+        flops=flops,
         seed=seed,
         blocks=blocks,
         plan=plan,
@@ -171,10 +99,20 @@ def measure_latency_table(
         num_held_out=num_held_out,
         convert=convert,
     )
+    if known is not None and (shorter := planned.reusing(known)) is not None:
+        table = _carry_out(shorter, device=device, progress=progress, started=started)
+        if table.bridge is not None and table.bridge.spread <= MAX_BRIDGE_SPREAD and not table.weakness:
+            return table
+    return _carry_out(planned, device=device, progress=progress, started=started)
+
+
+def _carry_out(
+    planned: PlannedTable, *, device: Device, progress: Progress | None, started: float
+) -> LatencyTable:
     with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
-        requests = planned.requests(Path(folder))
-        answers = device.carry_out(requests, progress=progress)
-    return planned.evaluate(answers, seconds=time.perf_counter() - started)
+        answers = device.carry_out(planned.requests(Path(folder)), progress=progress)
+    took = time.perf_counter() - started if answers.seconds is None else answers.seconds
+    return planned.evaluate(answers, seconds=took)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,34 +120,67 @@ class PlannedTable:
     """A table before it is measured: what its models are, and what their times will mean.
 
     The same arguments give the same models, byte for byte, so that times which come from a device can be checked
-    against the models that they are said to be of.
+    against the models that they are said to be of. reused: {layer: its time in an older table}, less those that are
+    measured again all the same, ``bridge``.
     """
 
     space: SearchSpace
     runtime: Runtime
+    flops: CostTable
     seed: int
     blocks: int
     plan: Plan
     calibration: tuple[Architecture, ...]
     held_out: tuple[Architecture, ...]
     convert: Convert | None
+    reused: Mapping[LayerSpec, LayerTime] = field(default_factory=dict)
+    bridge: Mapping[LayerSpec, LayerTime] = field(default_factory=dict)
+    reused_from: str = ""
+
+    def reusing(self, known: LatencyTable) -> PlannedTable | None:
+        """Return the plan that measures only what ``known`` has not measured; None where it has too little.
+
+        At least 16 known layers, a tenth of them and from the fastest to the slowest, are measured again.
+        """
+        wanted = set(self.space.distinct_layers())
+        measured = sorted(
+            (entry for entry in known.entries if entry.spec in wanted and not entry.reused),
+            key=lambda entry: entry.ms,
+        )
+        count = max(MIN_BRIDGE, round(BRIDGE_SHARE * len(measured)))
+        if len(measured) < 2 * count:
+            return None
+        bridge = {int((i + 0.5) * len(measured) / count) for i in range(count)}
+        return replace(
+            self,
+            reused={entry.spec: entry for i, entry in enumerate(measured) if i not in bridge},
+            bridge={entry.spec: entry for i, entry in enumerate(measured) if i in bridge},
+            reused_from=known.measured_at,
+        )
 
     def requests(self, folder: Path) -> list[Request]:
         """Write the models into ``folder`` and return the requests that measure them."""
         writer = ModelWriter(folder, self.space, self.runtime, seed=self.seed, convert=self.convert)
-        paths = writer.write_all(self.calibration, self.held_out)
+        paths = writer.write_all(self.calibration, self.held_out, without=self.reused.keys())
         return block_requests(paths, self.runtime, plan=self.plan, blocks=self.blocks, seed=self.seed)
 
-    def evaluate(self, answers: Answers, *, seconds: float) -> LatencyTable:
-        """Return the table that the answers to :meth:`requests` make; ``seconds``: how long they took."""
+    def evaluate(self, answers: Answers, *, seconds: float, measured_at: str | None = None) -> LatencyTable:
+        """Return the table that the answers to :meth:`requests` make.
+
+        seconds: how long they took. measured_at: UTC, ISO 8601; None: now.
+        """
         times = collect(answers, self.runtime)
-        return _evaluate(self, times, machine=answers.machine, seconds=seconds)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return _evaluate(
+            self, times, machine=answers.machine, seconds=seconds, measured_at=measured_at or now
+        )
 
 
 def plan_latency_table(
     space: SearchSpace,
     runtime: Runtime,
     *,
+    flops: CostTable,
     seed: int = 0,
     blocks: int = BLOCKS,
     plan: Plan = PLAN,
@@ -228,6 +199,7 @@ def plan_latency_table(
     return PlannedTable(
         space=space,
         runtime=runtime,
+        flops=flops,
         seed=seed,
         blocks=blocks,
         plan=plan,
@@ -238,21 +210,22 @@ def plan_latency_table(
 
 
 def _evaluate(
-    planned: PlannedTable, times: Mapping[str, ModelLatency], *, machine: Fingerprint, seconds: float
+    planned: PlannedTable,
+    times: Mapping[str, ModelLatency],
+    *,
+    machine: Fingerprint,
+    seconds: float,
+    measured_at: str,
 ) -> LatencyTable:
     space, runtime = planned.space, planned.runtime
     calibration, held_out = planned.calibration, planned.held_out
-    entries = tuple(
-        _layer_time(spec, times[f"layer{i}"], times["call"].cpu_p25_ms)
-        for i, spec in enumerate(space.distinct_layers())
-    )
+    entries, bridge = _entries(planned, times)
     alone = {entry.spec: entry.ms for entry in entries}
-    fitted = fit(
-        [space.decode(a) for a in calibration], _medians(times, "calibration", len(calibration)), alone
-    )
+    fitted_on = _medians(times, "calibration", len(calibration))
+    fitted = fit([space.decode(a) for a in calibration], fitted_on, alone)
     predicted = np.array([fitted.network_ms(space.decode(a), alone) for a in held_out])
     measured = _medians(times, "held-out", len(held_out))
-    again = _medians(times, "again", len(held_out))
+    constant, slope = line_through(_flops(planned, calibration), fitted_on)
     return LatencyTable(
         runtime_key=runtime.key(),
         channel_multiple=runtime.channel_multiple,
@@ -260,10 +233,18 @@ def _evaluate(
         space_fingerprint=space.fingerprint(),
         machine=machine,
         seed=planned.seed,
+        measured_at=measured_at,
         seconds=seconds,
         entries=entries,
+        bridge=bridge,
         calibration=fitted,
-        accuracy=assess(predicted, measured, again, num_calibration=len(calibration)),
+        accuracy=assess(
+            predicted,
+            measured,
+            again_ms=_medians(times, "again", len(held_out)),
+            by_flops_ms=constant + slope * _flops(planned, held_out),
+            num_calibration=len(calibration),
+        ),
         held_out=tuple(
             NetworkTime(choices=a.choices, predicted_ms=float(p), measured_ms=float(m))
             for a, p, m in zip(held_out, predicted, measured, strict=True)
@@ -273,13 +254,38 @@ def _evaluate(
     )
 
 
+def _entries(
+    planned: PlannedTable, times: Mapping[str, ModelLatency]
+) -> tuple[tuple[LayerTime, ...], Bridge | None]:
+    """Return the time of every layer of the space, measured now or brought up to date, and what that rests on."""
+    layers = planned.space.distinct_layers()
+    measured = {
+        spec: _layer_time(spec, times[f"layer{i}"], times["call"].cpu_p25_ms)
+        for i, spec in enumerate(layers)
+        if spec not in planned.reused
+    }
+    if not planned.reused:
+        return tuple(measured.values()), None
+    ratios = [measured[spec].ms / old.ms for spec, old in planned.bridge.items()]
+    low, drift, high = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
+    updated = {spec: replace(old, ms=drift * old.ms, reused=True) for spec, old in planned.reused.items()}
+    return tuple((measured | updated)[spec] for spec in layers), Bridge(
+        num_layers=len(ratios),
+        drift=drift,
+        spread=(high - low) / drift,
+        measured_at=planned.reused_from,
+    )
+
+
+def _flops(planned: PlannedTable, networks: Sequence[Architecture]) -> FloatArray:
+    return planned.flops.of(np.array([architecture.choices for architecture in networks]))
+
+
 def _layer_time(spec: LayerSpec, latency: ModelLatency, call_ms: float) -> LayerTime:
     ms = latency.cpu_p25_ms
     # Never below a tenth: the cheapest layers take hardly longer than the call itself.
     return LayerTime(spec=spec, ms=max(ms - call_ms, 0.1 * ms), spread=latency.spread)
 
 
-def _medians(
-    times: Mapping[str, ModelLatency], kind: str, count: int
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _medians(times: Mapping[str, ModelLatency], kind: str, count: int) -> FloatArray:
     return np.array([times[f"{kind}{i}"].cpu_p50_ms for i in range(count)])

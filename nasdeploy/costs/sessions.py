@@ -44,10 +44,14 @@ ALONE = "model"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """One result for each request, of the schema ``nasdeploy/session-result/1``, and the machine that gave them."""
+    """One result for each request, of the schema ``nasdeploy/session-result/1``, and the machine that gave them.
+
+    seconds: what the measuring took, where that was not now.
+    """
 
     results: tuple[dict[str, Any], ...]
     machine: Fingerprint
+    seconds: float | None = None
 
 
 class Device(Protocol):

@@ -21,7 +21,7 @@ class StartUp:
 
     cold_start_ms: creation of the session and its first run. peak_memory_bytes: of the whole process;
     memory_before_bytes: its peak before the model was loaded, Python and ONNX Runtime. None where the system does
-    not tell.
+    not tell. added_memory_bytes: by how much a process grew at most, the largest of all: what a device has to have.
     """
 
     num_processes: int
@@ -30,6 +30,7 @@ class StartUp:
     first_run_ms: float
     peak_memory_bytes: int | None
     memory_before_bytes: int | None
+    added_memory_bytes: int | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain data."""
@@ -64,7 +65,15 @@ def summarise_starts(results: Sequence[Mapping[str, Any]]) -> StartUp:
         first_run_ms=float(np.median(first)),
         peak_memory_bytes=_median_bytes([result["peak_memory_bytes"] for result in results]),
         memory_before_bytes=_median_bytes([result["memory_before_bytes"] for result in results]),
+        added_memory_bytes=_most_added(results),
     )
+
+
+def _most_added(results: Sequence[Mapping[str, Any]]) -> int | None:
+    pairs = [(result["peak_memory_bytes"], result["memory_before_bytes"]) for result in results]
+    if any(size is None for pair in pairs for size in pair):
+        return None
+    return int(max(peak - before for peak, before in pairs))
 
 
 def _median_bytes(sizes: Sequence[int | None]) -> int | None:

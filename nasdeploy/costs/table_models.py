@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,16 +83,27 @@ class ModelWriter:
         self.rng = np.random.default_rng(seed)
 
     def write_all(
-        self, calibration: Sequence[Architecture], held_out: Sequence[Architecture]
+        self,
+        calibration: Sequence[Architecture],
+        held_out: Sequence[Architecture],
+        *,
+        without: Collection[LayerSpec] = (),
     ) -> dict[str, Path]:
-        """Return {name: path} of all models; held-out networks twice, for the ceiling of any prediction."""
+        """Return {name: path} of all models; held-out networks twice, for the ceiling of any prediction.
+
+        without: layers of which no model is needed.
+        """
         mask = self.space.candidate_mask(self.runtime.channel_multiple)
-        paths = {f"layer{i}": self._layer(spec) for i, spec in enumerate(self.space.distinct_layers())}
-        paths |= {f"calibration{i}": self._network(a) for i, a in enumerate(calibration)}
-        paths |= {f"held-out{i}": self._network(a) for i, a in enumerate(held_out)}
+        paths = {
+            f"layer{i}": self._layer(spec)
+            for i, spec in enumerate(self.space.distinct_layers())
+            if spec not in without
+        }
+        paths |= {f"calibration{i}": self.network(a) for i, a in enumerate(calibration)}
+        paths |= {f"held-out{i}": self.network(a) for i, a in enumerate(held_out)}
         paths |= {f"again{i}": paths[f"held-out{i}"] for i in range(len(held_out))}
-        paths["smallest"] = self._network(self.space.smallest(mask))
-        paths["largest"] = self._network(self.space.largest(mask))
+        paths["smallest"] = self.network(self.space.smallest(mask))
+        paths["largest"] = self.network(self.space.largest(mask))
         paths["call"] = self._write(_call_graph(self.runtime.opset))
         return paths
 
@@ -100,7 +111,8 @@ class ModelWriter:
         layers = [(spec.kind, spec, random_weights(spec, self.rng))]
         return self._write(chain_graph(layers, batch_size=self.runtime.batch_size, opset=self.runtime.opset))
 
-    def _network(self, architecture: Architecture) -> Path:
+    def network(self, architecture: Architecture) -> Path:
+        """Write the file of ``architecture`` with random weights."""
         image_shape = self.space.input_shape(architecture)
         layers = [
             (name, spec, random_weights(spec, self.rng))

@@ -20,22 +20,14 @@ import torch
 
 from nasdeploy.data.stored import Images, PixelFile, StoredImages
 from nasdeploy.errors import DataError
+from nasdeploy.files import CACHE_VARIABLE, cache_folder
 
 FORMAT = 1
-VARIABLE = "NASDEPLOY_CACHE"
 
 Shape = tuple[int, int, int, int]
 
 Write = Callable[[int, npt.NDArray[np.uint8]], None]
 """Takes the number of the first image and images (n, C, H, W); from any thread, in any order."""
-
-
-def cache_folder() -> Path:
-    """Return ``$NASDEPLOY_CACHE``, ``$XDG_CACHE_HOME/nasdeploy`` or ``~/.cache/nasdeploy``."""
-    if own := os.environ.get(VARIABLE):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "nasdeploy"
 
 
 def cache_entry(path: Path, files: Sequence[str], *, image_size: int | None) -> CacheEntry:
@@ -97,7 +89,7 @@ class CacheEntry:
             gibibytes = np.prod(shape, dtype=np.int64) / 2**30
             raise DataError(
                 f"{self.folder}: cannot hold the decoded images, {gibibytes:.1f} GiB ({error.strerror or error}); "
-                f"free the space, or set {VARIABLE} to a folder that has it"
+                f"free the space, or set {CACHE_VARIABLE} to a folder that has it"
             ) from error
 
     def _make(self, shape: Shape, fill: Callable[[Write], None]) -> PixelFile:

@@ -10,18 +10,21 @@ from typing import Any
 
 from nasdeploy.costs.budgets import Feasibility, FeasibilityRow, feasibility
 from nasdeploy.costs.counting import counting_tables
-from nasdeploy.costs.file_size import file_size_table
 from nasdeploy.exporters.verification import Verification
+from nasdeploy.pipeline.bench_packs import import_bench, pack_bench
 from nasdeploy.pipeline.benching import BenchResult, bench
 from nasdeploy.pipeline.building import BuildResult, ProfileResult, identity, run_build
 from nasdeploy.pipeline.certifying import CapResult
 from nasdeploy.pipeline.context import Job, check_buildable, default_folder, prepare, torch_environment
 from nasdeploy.pipeline.distributions import check_joining, find_distributions
 from nasdeploy.pipeline.exporting import ExportResult, export_run
+from nasdeploy.pipeline.measuring import MeasuredRuntime, MeasureResult, measure
+from nasdeploy.pipeline.memory import quick_memory_tables
+from nasdeploy.pipeline.packing import KeptResult, WrittenPack, import_result, pack_table
 from nasdeploy.pipeline.schedule import PlannedPhase, planned_phases, scaled, training_speed
 from nasdeploy.pipeline.searching import is_searched
 from nasdeploy.pipeline.selecting import Selector, join_run, select_missing
-from nasdeploy.pipeline.tables import exact_tables, quick_latency_table
+from nasdeploy.pipeline.tables import exact_tables, quick_latency_table, size_table
 from nasdeploy.pipeline.verifying import verify_run
 from nasdeploy.profiles import HardwareProfile
 from nasdeploy.profiles.messages import read_model
@@ -39,15 +42,24 @@ __all__ = [
     "ExportResult",
     "Feasibility",
     "FeasibilityRow",
+    "KeptResult",
+    "MeasureResult",
+    "MeasuredRuntime",
     "Plan",
     "PlannedPhase",
     "ProfileResult",
     "SearchResult",
     "Verification",
+    "WrittenPack",
     "bench",
     "build",
     "check_profile",
     "export_run",
+    "import_bench",
+    "import_result",
+    "measure",
+    "pack_bench",
+    "pack_table",
     "plan",
     "report",
     "search",
@@ -149,15 +161,14 @@ def plan(
     job = prepare(settings, folder=folder, observer=Silent(), known=known)
     with torch_environment(job):
         speed = training_speed(job)
-    num_runtimes = _num_runtimes(job)
-    sizes = job.image_sizes
+    work = _work(job, speed)
     if known is None:
-        settings = scaled(settings, image_sizes=sizes, num_runtimes=num_runtimes, images_per_second=speed)
+        settings = scaled(settings, **work)
     else:
         folder.check_is(job.fingerprint(), settings.model_dump(mode="json"))
         check_joining(job, known)
         settings = _with_steps(settings, known["steps"])
-    phases = planned_phases(settings, image_sizes=sizes, num_runtimes=num_runtimes, images_per_second=speed)
+    phases = planned_phases(settings, **work)
     if known is not None and is_searched(job):
         phases = [phase for phase in phases if phase.name != "search"]
     shape = "x".join(map(str, job.dataset.image_shape))
@@ -171,7 +182,13 @@ def plan(
         images_per_second=speed,
         feasibility=tuple(
             feasibility(
-                p, job.space, {**exact_tables(job, p), "latency": quick_latency_table(job.space, p.runtime)}
+                p,
+                job.space,
+                {
+                    **exact_tables(job, p),
+                    "latency": quick_latency_table(job.space, p),
+                    **quick_memory_tables(job.space, p),
+                },
             )
             for p in job.profiles
         ),
@@ -195,8 +212,9 @@ def check_profile(
     made = make_space(space, image_shape, num_classes, image_sizes=image_sizes)
     tables = {
         **counting_tables(made),
-        "latency": quick_latency_table(made, profile.runtime),
-        "file_size": file_size_table(made, opset=profile.runtime.opset, metadata_bytes=METADATA_BYTES),
+        "latency": quick_latency_table(made, profile),
+        "file_size": size_table(made, profile.runtime, metadata_bytes=METADATA_BYTES),
+        **quick_memory_tables(made, profile),
     }
     return feasibility(profile, made, tables)
 
@@ -262,18 +280,24 @@ def _facts(job: Job) -> dict[str, Any]:
     settings = job.settings
     if settings.time_budget is not None:
         with torch_environment(job):
-            settings = scaled(
-                settings,
-                image_sizes=job.image_sizes,
-                num_runtimes=_num_runtimes(job),
-                images_per_second=training_speed(job),
-            )
+            settings = scaled(settings, **_work(job, training_speed(job)))
     steps = {"search": settings.search.num_steps, "retrain": settings.retrain.num_steps}
     return {**identity(job), "steps": steps}
 
 
-def _num_runtimes(job: Job) -> int:
-    return len({(p.runtime.key(), p.runtime.channel_multiple) for p in job.profiles})
+def _work(job: Job, images_per_second: float) -> dict[str, Any]:
+    """Return what the schedule needs to know of a job."""
+    with_memory = [p for p in job.profiles if p.budget.peak_memory is not None]
+    return {
+        "image_sizes": job.image_sizes,
+        "num_runtimes": _num_runtimes(job.profiles),
+        "images_per_second": images_per_second,
+        "num_memory_tables": _num_runtimes(with_memory),
+    }
+
+
+def _num_runtimes(profiles: Sequence[HardwareProfile]) -> int:
+    return len({(p.runtime.key(), p.runtime.channel_multiple) for p in profiles})
 
 
 def _with(

@@ -7,7 +7,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,14 @@ from nasdeploy.exporters.runtime import onnx_predictions
 from nasdeploy.files import write_json
 from nasdeploy.networks import build_network
 from nasdeploy.pipeline.baselines import build_baselines
-from nasdeploy.pipeline.certifying import CapResult, cap_results, measure_latency_caps
+from nasdeploy.pipeline.certifying import CapResult, MeasuredFile, cap_results, measure_latency_caps
 from nasdeploy.pipeline.context import Job, dataset_facts, package_versions, torch_environment
+from nasdeploy.pipeline.devices import await_device, device_for
 from nasdeploy.pipeline.distributions import Distributions, find_distributions
+from nasdeploy.pipeline.gates import Gates
+from nasdeploy.pipeline.memory import memory_of_file, memory_rooms
 from nasdeploy.pipeline.models import Builder, training_facts
+from nasdeploy.pipeline.reducing import slowness
 from nasdeploy.pipeline.selecting import (
     SAFETY,
     Selection,
@@ -36,6 +40,7 @@ from nasdeploy.pipeline.selecting import (
     tighten,
 )
 from nasdeploy.pipeline.tables import ProfileCosts
+from nasdeploy.profiles import HardwareProfile
 from nasdeploy.reporting import write_checksums, write_model_card, write_report
 from nasdeploy.runs import ModelFolder, read_json
 
@@ -48,19 +53,26 @@ EXIT_CODES = {"certified": 0, "violated": 3, "gate-failed": 4, "noisy": 5}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileResult:
-    """What came of one profile; accuracy and latency are those of the ONNX file, accuracy on the test split."""
+    """What came of one profile; accuracy and latency are those of the ONNX file, accuracy on the test split.
+
+    model: the file that ships; shipped: its name; precision: its number format. peak_memory: the median of what the
+    file added to a process, None where the budget does not name it.
+    """
 
     profile: str
     status: str
     exit_code: int
     message: str
     model: Path | None
+    shipped: str
+    precision: str
     accuracy: float | None
     latency_ms: float | None
     params: int
     flops: int
     macs: int
     file_size: int
+    peak_memory: int | None
     caps: tuple[CapResult, ...]
 
 
@@ -86,8 +98,8 @@ def run_build(job: Job) -> BuildResult:
         builder, selector = Builder(job, found.supernet), Selector(job, found.supernet)
         given_up: set[str] = set()
         while True:
-            _build_pending(job, found, builder, selector)
-            broken = _finish_pending(job, found.costs, given_up)
+            reduced = _build_pending(job, found, builder, selector)
+            broken = _finish_pending(job, found.costs, reduced, given_up)
             if not broken:
                 break
             given_up |= selector.select([_next_selection(job, found, *item) for item in broken.items()])
@@ -108,17 +120,22 @@ def _warn_of_unbalanced_classes(job: Job) -> None:
         )
 
 
-def _build_pending(job: Job, found: Distributions, builder: Builder, selector: Selector) -> None:
-    """Select, retrain, export and verify every profile that has no figures yet."""
+def _build_pending(job: Job, found: Distributions, builder: Builder, selector: Selector) -> dict[str, Gates]:
+    """Select, retrain, export and verify every profile that has no figures yet.
+
+    Returns what is known of the files in smaller number formats, by profile.
+    """
     select_missing(job, found, selector)
     join_run(job)
-    for profile in job.profiles:
-        if not _is_finished(job.folder.model(profile.name)):
-            builder.build(profile)
+    pending = [p for p in job.profiles if not _is_finished(job.folder.model(p.name))]
+    made = {profile.name: builder.build(profile) for profile in pending}
+    return {name: gates for name, gates in made.items() if gates is not None}
 
 
-def _finish_pending(job: Job, costs: Mapping[str, ProfileCosts], given_up: set[str]) -> dict[str, _Broken]:
-    """Measure every file that has no figures yet and store them.
+def _finish_pending(
+    job: Job, costs: Mapping[str, ProfileCosts], reduced: Mapping[str, Gates], given_up: set[str]
+) -> dict[str, _Broken]:
+    """Measure every file that has no figures yet and store them; a reduced one that failed a gate is deleted.
 
     Returns the profiles that broke a cap, without figures, to be selected again: a few times at most, and not those
     that were given up.
@@ -127,23 +144,66 @@ def _finish_pending(job: Job, costs: Mapping[str, ProfileCosts], given_up: set[s
     if not pending:
         return {}
     job.observer.start("certify", len(pending))
-    measured = measure_latency_caps(job, pending, {p.name: job.folder.model(p.name).model for p in pending})
+    measured = _measure(job, [p.name for p in pending], reduced)
     broken = {}
     for profile in pending:
-        latency, check = measured[profile.name]
+        latency, check = measured[profile.name].latency, measured[profile.name].check
         folder, one = job.folder.model(profile.name), costs[profile.name]
-        write_json(folder.latency, latency.to_json())
-        values = _exact_values(job, profile.name)
-        caps = cap_results(one, values, check)
-        rooms = _rooms(one, caps, check)
+        gates = _decide(job, profile, reduced.get(profile.name), measured[profile.name])
+        shipped = folder.file(gates.precision if gates is not None and gates.passed else "fp32")
+        if latency is not None:
+            write_json(folder.latency, latency.to_json())
+        memory = memory_of_file(job, profile, shipped)
+        awaited = await_device(job, profile, measured[profile.name].pack, memory.pack)
+        values = _exact_values(job, profile.name, shipped) | {"peak_memory": memory.median_bytes}
+        caps = cap_results(one, values, check, memory.check)
+        rooms = _rooms(one, caps, check) | memory_rooms(one.memory, memory.check)
         if rooms and not _is_last_attempt(folder, profile.name, given_up):
-            if check is not None and "latency" in rooms:
-                one.remember(architecture_hash_of(job, profile.name), check)
+            _remember(one, architecture_hash_of(job, profile.name), rooms, check, memory.check)
             broken[profile.name] = rooms
         else:
-            write_json(folder.metrics, _metrics(job, profile.name, values, caps))
+            metrics = _metrics(job, profile.name, shipped, values, caps, gates, awaited=awaited)
+            write_json(folder.metrics, metrics)
     job.observer.finish("certify", {})
     return broken
+
+
+def _remember(
+    costs: ProfileCosts, architecture: str, rooms: _Broken, latency: CapCheck | None, memory: CapCheck | None
+) -> None:
+    """Store what was measured of a broken cap, so that the same network is not chosen again."""
+    if latency is not None and "latency" in rooms:
+        costs.remember(architecture, latency)
+    if costs.memory is not None and memory is not None and "peak_memory" in rooms:
+        costs.memory.remember(architecture, memory)
+
+
+def _measure(job: Job, names: Sequence[str], reduced: Mapping[str, Gates]) -> dict[str, MeasuredFile]:
+    """Measure the files of the profiles; a reduced one that may still ship beside the one in float32."""
+    folders = {name: job.folder.model(name) for name in names}
+    open_ones = {name: gates.precision for name, gates in reduced.items() if gates.accuracy.passed}
+    return measure_latency_caps(
+        job,
+        [profile for profile in job.profiles if profile.name in folders],
+        {name: folder.file(open_ones.get(name, "fp32")) for name, folder in folders.items()},
+        fp32={name: folders[name].model for name in open_ones},
+    )
+
+
+def _decide(job: Job, profile: HardwareProfile, gates: Gates | None, measured: MeasuredFile) -> Gates | None:
+    """Return both gates of a reduced file, and tell of them; the file is deleted where it does not ship."""
+    if gates is None or measured.pack is not None:
+        return None
+    folder = job.folder.model(profile.name)
+    gates = replace(gates, speed=measured.speed)
+    if measured.speed is not None and not measured.speed.passed:
+        device = device_for(job, profile)
+        reason = slowness(folder.model, folder.file(gates.precision), profile.runtime, device=device)
+        gates = replace(gates, reason=reason)
+    if not gates.passed:
+        folder.discard_reduced()
+    job.observer.note(f"{profile.name}: {gates.describe()}")
+    return gates
 
 
 def _rooms(costs: ProfileCosts, caps: Sequence[CapResult], check: CapCheck | None) -> _Broken:
@@ -155,7 +215,7 @@ def _rooms(costs: ProfileCosts, caps: Sequence[CapResult], check: CapCheck | Non
     rooms = {
         cap.metric: SAFETY * cap.cap / cap.value
         for cap in caps
-        if cap.status == "violated" and cap.metric != "latency" and cap.value
+        if cap.status == "violated" and cap.metric not in ("latency", "peak_memory") and cap.value
     }
     if check is not None and (check.status == "violated" or is_astride(check)):
         rooms["latency"] = min(SAFETY, latency_room(costs, check))
@@ -164,10 +224,12 @@ def _rooms(costs: ProfileCosts, caps: Sequence[CapResult], check: CapCheck | Non
 
 def _is_finished(folder: ModelFolder) -> bool:
     """Return whether a profile's figures stand: of this very file, and not of a machine too noisy to certify it."""
-    if not folder.metrics.exists() or not folder.model.exists():
+    if not folder.metrics.exists():
         return False
     stored = read_json(folder.metrics, schema=METRICS_SCHEMA)
-    return bool(stored["status"] != "noisy" and stored["sha256"] == _sha256(folder.model))
+    files = {folder.model: stored["sha256_fp32"], folder.shipped(): stored["sha256"]}
+    whole = all(path.exists() and _sha256(path) == expected for path, expected in files.items())
+    return bool(whole and stored["status"] != "noisy")
 
 
 def _sha256(path: Path) -> str:
@@ -198,51 +260,66 @@ def _next_selection(job: Job, found: Distributions, name: str, rooms: _Broken) -
     return selection
 
 
-def _exact_values(job: Job, name: str) -> dict[str, float]:
-    """Return what the stand-alone network and the exported file really have: built again and counted."""
+def _exact_values(job: Job, name: str, shipped: Path) -> dict[str, float | None]:
+    """Return what the stand-alone network and the shipped file really have: built again and counted."""
     architecture = stored_architecture(job, name)
     network = build_network(job.space, architecture, job.normalise())
     count = count_network(network, job.space.input_shape(architecture))
-    file_size = job.folder.model(name).model.stat().st_size
+    file_size = shipped.stat().st_size
     return {"params": count.params, "flops": count.flops, "macs": count.macs, "file_size": file_size}
 
 
-def _metrics(job: Job, name: str, values: Mapping[str, float], caps: Sequence[CapResult]) -> dict[str, Any]:
+def _metrics(
+    job: Job,
+    name: str,
+    shipped: Path,
+    values: Mapping[str, float | None],
+    caps: Sequence[CapResult],
+    gates: Gates | None,
+    *,
+    awaited: str,
+) -> dict[str, Any]:
     folder = job.folder.model(name)
     training, verify = training_facts(folder), read_json(folder.verify)
-    status, message = _status(name, caps, verify)
+    status, message = _status(name, caps, verify, awaited)
+    if gates is not None and not gates.passed:
+        message = f"{message}; {gates.describe()}"
     return {
         "schema": METRICS_SCHEMA,
         "profile": name,
         "status": status,
         "exit_code": EXIT_CODES[status],
         "message": message,
-        "accuracy": _test_accuracy(job, name) if verify["passed"] else None,
+        "shipped": shipped.name,
+        "precision": gates.precision if gates is not None and gates.passed else "fp32",
+        "gates": None if gates is None else gates.to_json(),
+        "accuracy": _test_accuracy(job, name, shipped) if verify["passed"] else None,
         "validation_accuracy": training["validation"]["accuracy"],
         **values,
         "caps": [asdict(cap) for cap in caps],
         "retraining": training["retraining"],
         "exporter": job.settings.exporter,
         "opset": next(p.runtime.opset for p in job.profiles if p.name == name),
-        "sha256": _sha256(folder.model),
+        "sha256": _sha256(shipped),
+        "sha256_fp32": _sha256(folder.model),
     }
 
 
-def _status(name: str, caps: Sequence[CapResult], verify: Mapping[str, Any]) -> tuple[str, str]:
+def _status(name: str, caps: Sequence[CapResult], verify: Mapping[str, Any], awaited: str) -> tuple[str, str]:
     if not verify["passed"]:
         failed = next(check for check in verify["checks"] if not check["passed"])
         return "gate-failed", f"{name}: the exported file failed the check '{failed['name']}'"
     for status, word in (("violated", "violated"), ("undecided", "noisy")):
         texts = [cap.text for cap in caps if cap.status == status]
-        if texts:
-            return word, f"{name}: {'; '.join(texts)}"
+        if texts or (word == "noisy" and awaited):
+            return word, f"{name}: {awaited or '; '.join(texts)}"
     return "certified", f"{name}: every cap holds"
 
 
-def _test_accuracy(job: Job, name: str) -> dict[str, Any]:
-    """Return the accuracy of the ONNX file on the test split: the one time that split is read."""
+def _test_accuracy(job: Job, name: str, shipped: Path) -> dict[str, Any]:
+    """Return the accuracy of the ONNX file that ships on the test split: the one time that split is read."""
     test = job.at(stored_architecture(job, name)).dataset.test
-    predictions = onnx_predictions(job.folder.model(name).model, test.images)
+    predictions = onnx_predictions(shipped, test.images)
     accuracy = accuracy_metrics(predictions, test.labels.numpy(), num_classes=job.dataset.num_classes)
     return {
         "top1": accuracy.top1,
@@ -262,13 +339,16 @@ def profile_result(job: Job, name: str) -> ProfileResult:
         status=stored["status"],
         exit_code=stored["exit_code"],
         message=stored["message"],
-        model=folder.model,
+        model=folder.shipped(),
+        shipped=stored["shipped"],
+        precision=stored["precision"],
         accuracy=accuracy["top1"] if accuracy else None,
-        latency_ms=read_json(folder.latency)["summary"]["p50_ms"],
+        latency_ms=read_json(folder.latency)["summary"]["p50_ms"] if folder.latency.exists() else None,
         params=stored["params"],
         flops=stored["flops"],
         macs=stored["macs"],
         file_size=stored["file_size"],
+        peak_memory=stored["peak_memory"],
         caps=tuple(CapResult(**cap) for cap in stored["caps"]),
     )
 

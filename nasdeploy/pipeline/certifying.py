@@ -5,19 +5,24 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from nasdeploy.costs.by_hand import NotMeasuredError
 from nasdeploy.costs.certification import CapCheck, check_cap, check_percent_cap
 from nasdeploy.costs.device.timing import RUNS_FOR_PERCENTILE
 from nasdeploy.costs.latency import ModelLatency, measure_models
+from nasdeploy.costs.packs import Pack
 from nasdeploy.pipeline.context import Job
+from nasdeploy.pipeline.devices import device_for, where
+from nasdeploy.pipeline.gates import SpeedGate
 from nasdeploy.pipeline.tables import ProfileCosts, write_untrained
 from nasdeploy.profiles import HardwareProfile, Percent, Runtime, format_quantity
 
 MAX_MEASUREMENTS = 3
 SMALLEST, LARGEST = "the smallest network", "the largest network"
+FP32, FP32_AGAIN = " in fp32", " in fp32 again"  # no name of a profile holds a space
 
 Status = Literal["holds", "violated", "undecided"]
 
@@ -35,41 +40,95 @@ class CapResult:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredFile:
+    """What was measured of the file that would ship. check: of its latency cap, None without one.
+
+    speed: of the reduced file, which ships where it passed; None where there is only one file. latency: None where the
+    device has not measured it yet. pack: what it has to measure next, where packs are carried there.
+    """
+
+    latency: ModelLatency | None
+    check: CapCheck | None
+    speed: SpeedGate | None
+    pack: Pack | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more runs may decide what these did not."""
+        undecided = self.check is not None and self.check.status == "undecided"
+        return undecided or (self.speed is not None and self.speed.relative.verdict == "no difference")
+
+
 def measure_latency_caps(
-    job: Job, profiles: Sequence[HardwareProfile], paths: Mapping[str, Path]
-) -> dict[str, tuple[ModelLatency, CapCheck | None]]:
-    """Return the latency of each profile's file and the check of its cap (None without one).
+    job: Job,
+    profiles: Sequence[HardwareProfile],
+    paths: Mapping[str, Path],
+    *,
+    fp32: Mapping[str, Path] | None = None,
+) -> dict[str, MeasuredFile]:
+    """Return the latency of each profile's file and the check of its cap.
 
     Files of one runtime are measured together with the smallest and the largest network of the space. What stays
-    undecided is measured again with twice the runs, at most three times.
+    undecided is measured again with twice the runs, at most three times. fp32: by profile, the float32 file behind a
+    reduced one: measured twice in the same blocks, and in its place where the reduced one is not faster.
     """
-    groups: dict[tuple[str, int], list[HardwareProfile]] = defaultdict(list)
+    groups: dict[tuple[str, int, str], list[HardwareProfile]] = defaultdict(list)
     for profile in profiles:
-        groups[profile.runtime.key(), profile.runtime.channel_multiple].append(profile)
-    found: dict[str, tuple[ModelLatency, CapCheck | None]] = {}
+        groups[profile.runtime.key(), profile.runtime.channel_multiple, where(profile)].append(profile)
+    found: dict[str, MeasuredFile] = {}
     for group in groups.values():
         pending = list(group)
         for attempt in range(MAX_MEASUREMENTS):
-            found |= _measure_group(job, pending, paths, effort=2**attempt)
-            pending = [p for p in pending if _is_open(found[p.name][1])]
+            try:
+                found |= _measure_group(job, pending, paths, fp32 or {}, effort=2**attempt)
+            except NotMeasuredError as error:
+                found |= {p.name: _awaited(p, found.get(p.name), error.pack) for p in pending}
+                break
+            pending = [p for p in pending if found[p.name].is_open]
             if not pending:
                 break
     return found
 
 
-def _is_open(check: CapCheck | None) -> bool:
-    return check is not None and check.status == "undecided"
+def _awaited(profile: HardwareProfile, before: MeasuredFile | None, pack: Pack) -> MeasuredFile:
+    """Return what is known of a file as long as its device has not measured ``pack``."""
+    budget = profile.budget.latency
+    if before is not None and before.check is not None:
+        return replace(before, check=replace(before.check, disturbed=True), pack=pack)
+    if before is not None or budget is None or budget.max is None:
+        return replace(before or MeasuredFile(latency=None, check=None, speed=None), pack=pack)
+    is_share = isinstance(budget.max, Percent)
+    check = CapCheck(
+        status="undecided",
+        cap=budget.max.fraction if isinstance(budget.max, Percent) else budget.max.value,
+        unit="fraction" if is_share else "ms",
+        percentile=budget.percentile,
+        estimate=None,
+        bound=None,
+        num_blocks=0,
+        reason="not measured on the device yet",
+        disturbed=True,
+    )
+    return MeasuredFile(latency=None, check=check, speed=None, pack=pack)
 
 
 def _measure_group(
-    job: Job, profiles: Sequence[HardwareProfile], paths: Mapping[str, Path], *, effort: int
-) -> dict[str, tuple[ModelLatency, CapCheck | None]]:
+    job: Job,
+    profiles: Sequence[HardwareProfile],
+    paths: Mapping[str, Path],
+    fp32: Mapping[str, Path],
+    *,
+    effort: int,
+) -> dict[str, MeasuredFile]:
     runtime = profiles[0].runtime
     settings = job.settings.measure
     with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
-        files = {profile.name: paths[profile.name] for profile in profiles} | _anchors(
-            job, runtime, Path(folder)
-        )
+        files = {profile.name: paths[profile.name] for profile in profiles}
+        for profile in profiles:
+            if profile.name in fp32:
+                files |= {profile.name + suffix: fp32[profile.name] for suffix in (FP32, FP32_AGAIN)}
+        files |= _anchors(job, runtime, Path(folder))
         times = measure_models(
             files,
             runtime,
@@ -77,8 +136,19 @@ def _measure_group(
             min_runs=max(effort * settings.min_runs, settings.blocks * _runs_for_caps(profiles)),
             min_seconds=effort * settings.min_seconds,
             seed=job.settings.seed,
+            device=device_for(job, profiles[0]),
         )
-    return {profile.name: (times[profile.name], _check(profile, times)) for profile in profiles}
+    return {profile.name: measured_file(profile, times) for profile in profiles}
+
+
+def measured_file(profile: HardwareProfile, times: Mapping[str, ModelLatency]) -> MeasuredFile:
+    """Return what counts of a profile's files: the reduced one where it is faster, else that in float32."""
+    latency, speed = times[profile.name], None
+    if profile.name + FP32 in times:
+        plain, again = (times[profile.name + suffix] for suffix in (FP32, FP32_AGAIN))
+        speed = SpeedGate.of(latency, plain, again)
+        latency = latency if speed.passed else plain
+    return MeasuredFile(latency=latency, check=_check(profile, latency, times), speed=speed)
 
 
 def _runs_for_caps(profiles: Sequence[HardwareProfile]) -> int:
@@ -96,11 +166,12 @@ def _anchors(job: Job, runtime: Runtime, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _check(profile: HardwareProfile, times: Mapping[str, ModelLatency]) -> CapCheck | None:
+def _check(
+    profile: HardwareProfile, measured: ModelLatency, times: Mapping[str, ModelLatency]
+) -> CapCheck | None:
     budget = profile.budget.latency
     if budget is None or budget.max is None:
         return None
-    measured = times[profile.name]
     if isinstance(budget.max, Percent):
         return check_percent_cap(
             measured,
@@ -113,16 +184,27 @@ def _check(profile: HardwareProfile, times: Mapping[str, ModelLatency]) -> CapCh
 
 
 def cap_results(
-    costs: ProfileCosts, values: Mapping[str, float], latency: CapCheck | None
+    costs: ProfileCosts,
+    values: Mapping[str, float | None],
+    latency: CapCheck | None,
+    memory: CapCheck | None = None,
 ) -> tuple[CapResult, ...]:
-    """Return every cap of a profile against the ``values`` of its exported file, by metric."""
+    """Return every cap of a profile against the ``values`` of its exported file, by metric.
+
+    latency, memory: the checks of what is measured, for profiles that have such a cap.
+    """
     results = []
     for metric, cap in costs.limits.caps.items():
         if metric == "latency":
             assert latency is not None
             results.append(_latency_result(latency))
+        elif metric == "peak_memory":
+            assert memory is not None
+            results.append(_memory_result(memory))
         else:
-            results.append(_exact_result(metric, cap, values[metric]))
+            value = values[metric]
+            assert value is not None
+            results.append(_exact_result(metric, cap, value))
     return tuple(results)
 
 
@@ -142,16 +224,26 @@ def _exact_result(metric: str, cap: float, value: float) -> CapResult:
 
 
 def _latency_result(check: CapCheck) -> CapResult:
+    return _measured_result(check, "latency", name=f"latency p{check.percentile}", block="block")
+
+
+def _memory_result(check: CapCheck) -> CapResult:
+    return _measured_result(
+        check, "peak_memory", name="peak_memory", block=f"of {check.num_blocks} processes"
+    )
+
+
+def _measured_result(check: CapCheck, metric: str, *, name: str, block: str) -> CapResult:
     def show(number: float | None) -> str:
         if number is None:
             return "n/a"
-        return f"{100 * number:.1f}%" if check.unit == "fraction" else format_quantity(number, "latency")
+        return f"{100 * number:.1f}%" if check.unit == "fraction" else format_quantity(number, metric)
 
     relation = {"holds": "<=", "violated": ">", "undecided": "?"}[check.status]
-    measured = f"{show(check.estimate)} (largest block {show(check.bound)})"
-    text = f"latency p{check.percentile} {measured} {relation} {show(check.cap)}"
+    measured = f"{show(check.estimate)} (largest {block} {show(check.bound)})"
+    text = f"{name} {measured} {relation} {show(check.cap)}"
     return CapResult(
-        metric="latency",
+        metric=metric,
         cap=check.cap,
         value=check.estimate,
         bound=check.bound,

@@ -121,6 +121,11 @@ class Job:
         """Exact tables of params and FLOPs."""
         return dict(counting_tables(self.space))
 
+    @cached_property
+    def file_sizes(self) -> dict[tuple[str, int], CostTable]:
+        """Tables of file sizes that were computed before, by precision and opset, without the metadata."""
+        return {}
+
     @property
     def image_sizes(self) -> tuple[int, ...]:
         """The sizes that the search chooses among, in pixels, or the one that there is."""
@@ -284,13 +289,9 @@ def _profiles(settings: BuildSettings, known: Mapping[str, Any]) -> tuple[Hardwa
 
 def check_buildable(profile: HardwareProfile) -> None:
     """Raise ConfigError where no file for ``profile`` can be made or measured here."""
-    check_runtime_available(profile.runtime)
+    if profile.device is None:
+        check_runtime_available(profile.runtime)
     check_opset(profile.runtime.opset)
-    if profile.runtime.precision != "fp32":
-        raise ConfigError(
-            f"{profile.name}: runtime.precision = '{profile.runtime.precision}': this version exports fp32 only; "
-            "expected 'fp32'"
-        )
 
 
 def default_threads() -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from nasdeploy.costs.comparison import QUICK, BenchProtocol
 from nasdeploy.errors import ConfigError, RunFolderError
 from nasdeploy.exporters import make_exporter
 from nasdeploy.exporters.opsets import check_opset
+from nasdeploy.exporters.quantization import PRECISIONS
 from nasdeploy.pipeline.context import Job, finished_job, torch_environment
 from nasdeploy.pipeline.export_results import ExportOptions, ExportResult, MeasuredLatency, ProfileExport
 from nasdeploy.pipeline.reexporting import ProfileExporter
@@ -17,10 +17,6 @@ from nasdeploy.profiles import HardwareProfile, load_profile
 from nasdeploy.progress import Observer, Silent
 
 __all__ = ["PRECISIONS", "ExportResult", "MeasuredLatency", "ProfileExport", "export_run"]
-
-PRECISIONS = ("fp32", "fp16", "int8")
-MAX_ACCURACY_DROP: Mapping[str, float] = {"fp16": 0.005, "int8": 0.01}
-"""Of the accuracy on validation images; fp32 has the gate of a build instead, which compares outputs."""
 
 
 def export_run(
@@ -40,11 +36,11 @@ def export_run(
     """Export the trained networks of a run again; the run's own files stay as they are.
 
     profiles: names; None: all that are trained. opset, exporter, batch_size: those of the run where None.
-    max_accuracy_drop: of fp16 and int8 files on validation images, in [0, 1]; None: 0.005 and 0.01. protocol: how long
-    latency is measured. output_dir: ``exports/`` in the run folder where None. Each file
-    ``<profile>.<precision>.onnx`` has a JSON file beside it; a file that fails a check is not written, and the JSON
-    file says why. Raises ConfigError for wrong arguments, and RunFolderError where there is no run, nothing is
-    trained, or the data has changed.
+    max_accuracy_drop: of fp16 and int8 files on validation images, in [0, 1]; None: that of the profile where it is for
+    this precision, else 0.005 and 0.01. protocol: how long latency is measured. output_dir: ``exports/`` in the run
+    folder where None. Each file ``<profile>.<precision>.onnx`` has a JSON file beside it; a file that fails a check is
+    not written, and the JSON file says why. Raises ConfigError for wrong arguments, and RunFolderError where there is
+    no run, nothing is trained, or the data has changed.
     """
     options = ExportOptions(
         precision=precision,
@@ -56,8 +52,6 @@ def export_run(
         protocol=protocol,
     )
     _check(options)
-    if max_accuracy_drop is None:
-        options = replace(options, max_accuracy_drop=MAX_ACCURACY_DROP.get(precision))
     job = finished_job(run_dir, observer or Silent())
     target = Path(output_dir) if output_dir is not None else job.folder.exports
     chosen = _chosen_profiles(job, profiles)

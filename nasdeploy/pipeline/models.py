@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from nasdeploy.errors import ConfigError
-from nasdeploy.exporters import make_exporter
-from nasdeploy.exporters.verification import Verification, VerifyLimits, verify_export
+from nasdeploy.exporters import ExportedModel, make_exporter
+from nasdeploy.exporters.quantization_errors import operator_errors
+from nasdeploy.exporters.verification import Verification, VerifyLimits, verify_export, verify_file
 from nasdeploy.files import write_json
 from nasdeploy.networks import Supernet, build_network
 from nasdeploy.pipeline.context import Job
+from nasdeploy.pipeline.gates import AccuracyGate, Gates, Reason
+from nasdeploy.pipeline.reducing import (
+    NUM_EXPLAINED_IMAGES,
+    accuracy_gate,
+    accuracy_limit,
+    calibration_batches,
+    in_fp32,
+    num_calibration_images,
+    reduce_model,
+)
 from nasdeploy.pipeline.resuming import Checkpoint, carry_out
 from nasdeploy.pipeline.selecting import stored_architecture
 from nasdeploy.pipeline.steps import StepReports
@@ -40,25 +52,60 @@ class Builder:
         self._supernet = supernet
         self._teachers: dict[Architecture, Teacher] = {}
 
-    def build(self, profile: HardwareProfile) -> Verification:
+    def build(self, profile: HardwareProfile) -> Gates | None:
         """Make ``model.onnx`` of ``profile`` from its stored architecture, and check that it computes the same.
 
-        What the folder holds already is used.
+        What the folder holds already is used. For a profile in a smaller number format that file is made too, and
+        kept if it passed the gate of its accuracy, which is returned; None for fp32, and where ``model.onnx`` failed.
         """
         folder = self._job.folder.model(profile.name)
+        folder.discard_reduced()
         architecture = stored_architecture(self._job, profile.name)
         network = self.trained(profile.name, architecture, folder)
-        make_exporter(self._job.settings.exporter).export(
+        plain = make_exporter(self._job.settings.exporter).export(
             network,
             image_shape=self._job.space.input_shape(architecture),
             path=folder.model,
             opset=profile.runtime.opset,
-            batch_size=None if self._job.settings.dynamic_batch else profile.runtime.batch_size,
-            metadata=metadata_of(self._job, profile, architecture),
+            batch_size=file_batch(self._job, profile),
+            metadata=metadata_of(self._job, in_fp32(profile), architecture),
         )
         verification = verify_network(self._job.at(architecture), network, folder.model, profile)
         write_json(folder.verify, verification.to_json())
-        return verification
+        if profile.runtime.precision == "fp32" or not verification.passed:
+            return None
+        return self._reduce(profile, architecture, network, plain)
+
+    def _reduce(
+        self, profile: HardwareProfile, architecture: Architecture, network: nn.Module, plain: ExportedModel
+    ) -> Gates:
+        """Make the file in the profile's number format, and delete it again where it fails the gate of its accuracy."""
+        job, precision = self._job.at(architecture), profile.runtime.precision
+        phase = f"convert {profile.name}"
+        job.observer.start(phase)
+        batch_size = file_batch(job, profile)
+        made = reduce_model(
+            job,
+            plain,
+            precision=precision,
+            path=job.folder.model(profile.name).file(precision),
+            batch_size=batch_size,
+            metadata=metadata_of(job, profile, architecture),
+        )
+        gates = Gates(
+            precision=precision,
+            accuracy=reduced_accuracy(job, profile, network, made.path),
+            calibration_images=num_calibration_images(job, precision),
+        )
+        job.observer.finish(phase, {"precision": precision, "file_size": made.file_size})
+        job.observer.note(f"{profile.name}: {gates.accuracy.describe()}")
+        if gates.accuracy.passed:
+            return gates
+        images = calibration_batches(job, batch_size, num_images=NUM_EXPLAINED_IMAGES)
+        runs = gates.accuracy.accuracy is not None
+        errors = operator_errors(plain.path, made.path, images) if runs else ()
+        made.path.unlink()
+        return replace(gates, reason=Reason(gate="accuracy", errors=errors))
 
     def trained(self, name: str, architecture: Architecture, folder: ModelFolder) -> nn.Module:
         """Return the trained network on the CPU, in evaluation mode: from the run folder, or trained now."""
@@ -144,6 +191,17 @@ def verify_network(job: Job, network: nn.Module, path: Path, profile: HardwarePr
         limits=VerifyLimits(min_images=min(PARITY_IMAGES, len(images))),
         opset=profile.runtime.opset,
     )
+
+
+def file_batch(job: Job, profile: HardwareProfile) -> int | None:
+    """Return the batch size of the files of ``profile``, None for any."""
+    return None if job.settings.dynamic_batch else profile.runtime.batch_size
+
+
+def reduced_accuracy(job: Job, profile: HardwareProfile, network: nn.Module, path: Path) -> AccuracyGate:
+    """Return the accuracy gate of the file in the profile's number format, on the images of ``job``."""
+    limit = accuracy_limit(profile, profile.runtime.precision)
+    return accuracy_gate(job, network, path, checks=verify_file(path).checks, limit=limit)
 
 
 def _facts(job: Job, name: str, network: nn.Module, seconds: float) -> dict[str, Any]:

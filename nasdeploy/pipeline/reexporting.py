@@ -3,50 +3,37 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from nasdeploy.costs.comparison import Comparison, compare
 from nasdeploy.costs.sessions import check_runtime_available
-from nasdeploy.data.stored import image_chunks
-from nasdeploy.data.types import Split
 from nasdeploy.errors import NasdeployError
 from nasdeploy.exporters import ExportedModel, make_exporter
-from nasdeploy.exporters.quantization import halve_model, quantize_model
-from nasdeploy.exporters.runtime import DEFAULT_BATCH, OnnxClassifier, onnx_accuracy, top1
-from nasdeploy.exporters.verification import Check, network_logits, verify_file
+from nasdeploy.exporters.runtime import OnnxClassifier, onnx_accuracy
+from nasdeploy.exporters.verification import verify_file
 from nasdeploy.files import write_json, write_whole
 from nasdeploy.networks import build_network
 from nasdeploy.pipeline.context import Job
+from nasdeploy.pipeline.devices import device_of
 from nasdeploy.pipeline.export_results import ExportOptions, MeasuredLatency, ProfileExport
+from nasdeploy.pipeline.gates import AccuracyGate
 from nasdeploy.pipeline.models import verify_network
+from nasdeploy.pipeline.reducing import (
+    accuracy_gate,
+    accuracy_limit,
+    in_fp32,
+    num_calibration_images,
+    reduce_model,
+    with_precision,
+)
 from nasdeploy.pipeline.selecting import stored_architecture
 from nasdeploy.pipeline.tables import metadata_of
 from nasdeploy.profiles import HardwareProfile
 
-NUM_CALIBRATION_IMAGES = 512
-CALIBRATION_BATCH = 32
 EXPORTED = "the exported file"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Gate:
-    """The checks of a file and its accuracy on validation images; None where it does not run."""
-
-    checks: tuple[Check, ...]
-    before: float
-    accuracy: float | None
-
-    @property
-    def failures(self) -> list[Check]:
-        return [check for check in self.checks if not check.passed]
 
 
 class ProfileExporter:
@@ -56,13 +43,12 @@ class ProfileExporter:
         runtime = profile.runtime.model_copy(update={"opset": options.opset or profile.runtime.opset})
         self._architecture = stored_architecture(job, profile.name)
         self._job = job.at(self._architecture)
-        self._profile = profile.model_copy(
-            update={"runtime": runtime.model_copy(update={"precision": "fp32"})}
-        )
+        self._profile = in_fp32(profile.model_copy(update={"runtime": runtime}))
+        if options.max_accuracy_drop is None:
+            options = replace(options, max_accuracy_drop=accuracy_limit(profile, options.precision))
         self._options = options
         self._exporter = options.exporter or job.settings.exporter
         self._batch_size = _batch_size(job, profile, options)
-        self._num_calibration = 0
         name = f"{profile.name}.{options.precision}"
         self._path, self._record = target / f"{name}.onnx", target / f"{name}.json"
 
@@ -89,9 +75,7 @@ class ProfileExporter:
         return network.eval()
 
     def _metadata(self, precision: str) -> dict[str, str]:
-        runtime = self._profile.runtime.model_copy(update={"precision": precision})
-        profile = self._profile.model_copy(update={"runtime": runtime})
-        return metadata_of(self._job, profile, self._architecture)
+        return metadata_of(self._job, with_precision(self._profile, precision), self._architecture)
 
     def _export(self, network: nn.Module, path: Path) -> ExportedModel:
         return make_exporter(self._exporter).export(
@@ -104,48 +88,24 @@ class ProfileExporter:
         )
 
     def _converted(self, plain: ExportedModel, path: Path) -> ExportedModel:
-        precision = self._options.precision
-        metadata = self._metadata(precision)
-        if precision == "int8":
-            return quantize_model(
-                plain.path,
-                path=path,
-                batches=self._calibration_batches(),
-                exporter=plain.exporter,
-                metadata=metadata,
-            )
-        if precision == "fp16":
-            return halve_model(plain.path, path=path, exporter=plain.exporter, metadata=metadata)
-        return plain
+        if self._options.precision == "fp32":
+            return plain
+        return reduce_model(
+            self._job,
+            plain,
+            precision=self._options.precision,
+            path=path,
+            batch_size=self._batch_size,
+            metadata=self._metadata(self._options.precision),
+        )
 
-    def _calibration_batches(self) -> Iterator[NDArray[np.float32]]:
-        """Yield training images drawn at random, in batches that the file takes: splits may be sorted by class."""
-        train = self._job.dataset.train
-        order = torch.randperm(len(train), generator=self._job.generator("export/calibration"))
-        chosen = order[:NUM_CALIBRATION_IMAGES]
-        self._num_calibration = len(chosen)
-        # A fixed batch is filled up: the same images again change no range.
-        missing = -len(chosen) % (self._batch_size or 1)
-        chosen = torch.cat([chosen, chosen[torch.arange(missing) % len(chosen)]])
-        for indices in torch.split(chosen, self._batch_size or CALIBRATION_BATCH):
-            yield train.images[indices].numpy().astype(np.float32)
-
-    def _check(self, network: nn.Module, plain: ExportedModel, made: ExportedModel) -> _Gate:
-        valid = self._job.dataset.valid
+    def _check(self, network: nn.Module, plain: ExportedModel, made: ExportedModel) -> AccuracyGate:
         parity = verify_network(self._job, network, plain.path, self._profile)
-        right_before = _num_right(valid, lambda images: network_logits(network, images, DEFAULT_BATCH))
-        before = right_before / len(valid)
         checks = parity.checks
         if self._options.precision != "fp32" and parity.passed:
             checks = verify_file(made.path).checks
-        if not all(check.passed for check in checks):
-            return _Gate(checks=checks, before=before, accuracy=None)
-        right = _num_right(valid, OnnxClassifier(made.path).logits)
-        if (limit := self._options.max_accuracy_drop) is not None:
-            # By counts: 0.9 - 0.89 > 0.01 in floating point.
-            drop = (right_before - right) / len(valid)
-            checks += (Check(name="accuracy_drop", value=drop, relation="<=", limit=limit),)
-        return _Gate(checks=checks, before=before, accuracy=right / len(valid))
+        limit = self._options.max_accuracy_drop
+        return accuracy_gate(self._job, network, made.path, checks=checks, limit=limit)
 
     def _measure(self, plain: ExportedModel, made: ExportedModel) -> tuple[MeasuredLatency | None, str]:
         """Return the latency, or None and why there is none: the file is good all the same."""
@@ -153,12 +113,14 @@ class ProfileExporter:
         runtime = self._profile.runtime.model_copy(update={"batch_size": size})
         baseline = self._baseline(plain, size)
         try:
-            check_runtime_available(runtime)
+            if self._profile.device is None:
+                check_runtime_available(runtime)
             comparison = compare(
                 {**baseline, EXPORTED: made.path},
                 runtime,
                 protocol=self._options.protocol,
                 seed=self._job.settings.seed,
+                device=device_of(self._profile),
             )
         except NasdeployError as error:  # a process that died, too
             return None, f"latency not measured: {error}"
@@ -173,7 +135,7 @@ class ProfileExporter:
         return {str(stored.relative_to(self._job.folder.path)): stored} if fits else {}
 
     def _result(
-        self, gate: _Gate, made: ExportedModel | None, latency: MeasuredLatency | None, remark: str
+        self, gate: AccuracyGate, made: ExportedModel | None, latency: MeasuredLatency | None, remark: str
     ) -> ProfileExport:
         test = self._job.dataset.test
         return ProfileExport(
@@ -189,12 +151,12 @@ class ProfileExporter:
             checks=gate.checks,
             validation_before=gate.before,
             validation_accuracy=gate.accuracy,
-            num_validation=len(self._job.dataset.valid),
+            num_validation=gate.num_images,
             test_accuracy=None
             if made is None
             else onnx_accuracy(made.path, test.images, test.labels).accuracy,
             num_test=len(test),
-            calibration_images=self._num_calibration,
+            calibration_images=num_calibration_images(self._job, self._options.precision),
             latency=latency,
         )
 
@@ -215,16 +177,6 @@ def _batch_size(job: Job, profile: HardwareProfile, options: ExportOptions) -> i
     return options.batch_size or profile.runtime.batch_size
 
 
-def _num_right(split: Split, logits_of: Callable[[NDArray[Any]], NDArray[np.float32]]) -> int:
-    """Return how many images get their class; the images are read part by part."""
-    right = start = 0
-    for images in image_chunks(split.images):
-        labels = split.labels[start : start + len(images)].numpy()
-        right += int((top1(logits_of(images.numpy())) == labels).sum())
-        start += len(images)
-    return right
-
-
 def _measured(comparison: Comparison, baseline: str | None) -> MeasuredLatency:
     latency = comparison.models[EXPORTED]
     return MeasuredLatency(
@@ -242,7 +194,7 @@ def _measured(comparison: Comparison, baseline: str | None) -> MeasuredLatency:
     )
 
 
-def _message(gate: _Gate, precision: str, latency: MeasuredLatency | None, remark: str) -> str:
+def _message(gate: AccuracyGate, precision: str, latency: MeasuredLatency | None, remark: str) -> str:
     if gate.failures:
         others = f"; {len(gate.failures) - 1} more checks failed" if len(gate.failures) > 1 else ""
         return f"{precision}: {gate.failures[0].describe()}{others}; no file is written"

@@ -24,6 +24,7 @@ SAMPLED_SHARE = 0.5
 SMALLEST_SHARE = 0.1
 EXPORT_SECONDS = 3.0
 CERTIFY_SECONDS = 8.0
+MEMORY_TABLE_SECONDS = 15.0
 MIN_SCALE = 0.02
 
 
@@ -36,17 +37,25 @@ class PlannedPhase:
 
 
 def planned_phases(
-    settings: BuildSettings, *, image_sizes: Sequence[int], num_runtimes: int, images_per_second: float
+    settings: BuildSettings,
+    *,
+    image_sizes: Sequence[int],
+    num_runtimes: int,
+    images_per_second: float,
+    num_memory_tables: int = 0,
 ) -> list[PlannedPhase]:
     """Return the phases of a build and how long they take where the largest network trains at that speed.
 
-    image_sizes: that of the images, or those to choose from, in pixels.
+    image_sizes: that of the images, or those to choose from, in pixels. num_memory_tables: of runtimes with a profile
+    that budgets memory.
     """
     num_profiles = len(settings.profiles)
     files = num_profiles * (EXPORT_SECONDS + CERTIFY_SECONDS / 3) + CERTIFY_SECONDS * num_runtimes
     retrained = num_profiles * (3 if settings.baselines else 1)
+    memory = MEMORY_TABLE_SECONDS * num_memory_tables
     return [
         PlannedPhase(name="latency tables", seconds=table_seconds(image_sizes) * num_runtimes),
+        *([PlannedPhase(name="memory tables", seconds=memory)] if memory else []),
         PlannedPhase(name="search", seconds=_search_work(settings) / images_per_second),
         PlannedPhase(name="select", seconds=_selection_work(settings) / images_per_second),
         PlannedPhase(name="retrain", seconds=_retrain_work(settings, retrained) / images_per_second),
@@ -78,16 +87,26 @@ def _retrain_work(settings: BuildSettings, num_networks: int) -> float:
 
 
 def scaled(
-    settings: BuildSettings, *, image_sizes: Sequence[int], num_runtimes: int, images_per_second: float
+    settings: BuildSettings,
+    *,
+    image_sizes: Sequence[int],
+    num_runtimes: int,
+    images_per_second: float,
+    num_memory_tables: int = 0,
 ) -> BuildSettings:
     """Return ``settings`` with the steps of search and retraining scaled to its time budget.
 
-    What does not depend on the steps is not scaled; where it alone exceeds the budget, the smallest schedule is used.
+    Arguments as in :func:`planned_phases`. What does not depend on the steps is not scaled; where it alone exceeds the
+    budget, the smallest schedule is used.
     """
     if settings.time_budget is None:
         return settings
     phases = planned_phases(
-        settings, image_sizes=image_sizes, num_runtimes=num_runtimes, images_per_second=images_per_second
+        settings,
+        image_sizes=image_sizes,
+        num_runtimes=num_runtimes,
+        images_per_second=images_per_second,
+        num_memory_tables=num_memory_tables,
     )
     by_steps = sum(phase.seconds for phase in phases if phase.name in ("search", "retrain"))
     fixed = sum(phase.seconds for phase in phases) - by_steps

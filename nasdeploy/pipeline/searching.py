@@ -29,11 +29,14 @@ CHECKPOINT_SCHEMA = "nasdeploy/search-checkpoint/1"
 def make_objective(costs: ProfileCosts, *, tightened: Mapping[str, float] | None = None) -> Objective:
     """Return the objective of a profile.
 
-    Its latency cap keeps the margin that the table needs. tightened: factors on caps, after a measurement broke one.
+    Its caps on what is measured keep the margins that the tables need. tightened: factors on caps, after a measurement
+    broke one.
     """
     caps = dict(costs.limits.caps)
     if "latency" in caps:
         caps["latency"] *= costs.latency_margin
+    if "peak_memory" in caps:
+        caps["peak_memory"] *= costs.memory_margin
     for metric, factor in (tightened or {}).items():
         caps[metric] *= factor
     return Objective(

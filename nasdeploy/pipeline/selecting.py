@@ -22,10 +22,12 @@ from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.optim.surrogate import RidgeSurrogate
 from nasdeploy.pipeline.certifying import measure_latency_caps
 from nasdeploy.pipeline.context import Job
+from nasdeploy.pipeline.devices import is_by_hand
 from nasdeploy.pipeline.distributions import Distributions, Source
+from nasdeploy.pipeline.memory import memory_of_file, memory_room
 from nasdeploy.pipeline.searching import make_objective
 from nasdeploy.pipeline.tables import ProfileCosts, write_untrained
-from nasdeploy.profiles import HardwareProfile, Percent
+from nasdeploy.profiles import HardwareProfile, Percent, format_quantity
 from nasdeploy.runs import read_json
 from nasdeploy.searchers.selecting import Finalist, FinalistJudge, candidates, fit_surrogate, rank_finalists
 from nasdeploy.spaces.base import Architecture
@@ -61,7 +63,7 @@ class Selector:
         self._surrogates: dict[int, RidgeSurrogate] = {}
 
     def select(self, pending: Sequence[Selection]) -> set[str]:
-        """Choose for each of ``pending`` a network that keeps its latency cap when measured, and store it.
+        """Choose for each of ``pending`` a network that keeps its measured caps, and store it.
 
         Returns the profiles for which none was found: their folders are left as they are. In the first attempt the
         last choice is then stored all the same, so that the numbers of its exported file can be reported. Raises
@@ -72,7 +74,11 @@ class Selector:
         for _ in range(MAX_PROBES):
             open_ones = [selection for selection in open_ones if self._choose(selection)]
             checks = self._probe(open_ones)
-            accepted = [s for s in open_ones if self._accept(s, checks.get(s.costs.profile.name))]
+            accepted = [
+                s
+                for s in open_ones
+                if self._accept(s, checks.get(s.costs.profile.name)) and self._accept_memory(s)
+            ]
             for selection in accepted:
                 self._store(selection)
             open_ones = [selection for selection in open_ones if selection not in accepted]
@@ -99,8 +105,8 @@ class Selector:
         if len(found) == 0:
             if not selection.tightened:
                 raise InfeasibleError(
-                    f"{selection.costs.profile.name}: no network was found within all caps and the latency table's "
-                    f"margin of {100 * selection.costs.latency.accuracy.quantile90:.1f}%; expected higher caps"
+                    f"{selection.costs.profile.name}: no network was found within all caps and "
+                    f"{_margins(selection.costs)}; expected higher caps"
                 )
             return False
         size = self._job.settings.search.num_finalists
@@ -123,8 +129,8 @@ class Selector:
         known, unknown = {}, {}
         for selection in selections:
             costs, architecture = selection.costs, _chosen(selection)
-            if "latency" not in costs.limits.caps:
-                continue
+            if "latency" not in costs.limits.caps or is_by_hand(costs.profile):
+                continue  # nobody carries a pack for each choice: the margin of the table has to do
             stored = costs.probes.get(self._hash(architecture))
             if stored is not None and _is_of(CapCheck(**stored), costs.profile):
                 known[costs.profile.name] = CapCheck(**stored)
@@ -145,7 +151,7 @@ class Selector:
                 paths[name] = Path(folder, f"{name}.onnx")
                 write_untrained(self._job.space, architecture, paths[name], runtime=costs.profile.runtime)
             found = measure_latency_caps(self._job, [costs.profile for costs, _ in unknown.values()], paths)
-        return {name: check for name, (_, check) in found.items() if check is not None}
+        return {name: one.check for name, one in found.items() if one.check is not None}
 
     def _accept(self, selection: Selection, check: CapCheck | None) -> bool:
         """Return whether the measurement lets the choice stand; tighten the latency cap where it does not.
@@ -161,6 +167,29 @@ class Selector:
         predicted = _one(selection.costs.tables["latency"], np.array([_chosen(selection).choices]))
         tighten(selection, "latency", room=room, predicted=predicted)
         return False
+
+    def _accept_memory(self, selection: Selection) -> bool:
+        """Return whether the memory of the chosen network lets the choice stand; tighten the cap where it does not."""
+        costs, architecture = selection.costs, _chosen(selection)
+        if costs.memory is None or "peak_memory" not in costs.limits.caps or is_by_hand(costs.profile):
+            return True
+        check = costs.memory.known(self._hash(architecture)) or self._measure_memory(costs, architecture)
+        if check.bound is None or (room := memory_room(costs.memory, check)) >= 1.0:
+            return True
+        predicted = _one(costs.tables["peak_memory"], np.array([architecture.choices]))
+        tighten(selection, "peak_memory", room=room, predicted=predicted)
+        return False
+
+    def _measure_memory(self, costs: ProfileCosts, architecture: Architecture) -> CapCheck:
+        profile = costs.profile
+        with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
+            path = Path(folder, "model.onnx")
+            write_untrained(self._job.space, architecture, path, runtime=profile.runtime)
+            check = memory_of_file(self._job, profile, path).check
+        assert costs.memory is not None
+        assert check is not None
+        costs.memory.remember(self._hash(architecture), check)
+        return check
 
     def _hash(self, architecture: Architecture) -> str:
         return architecture_hash(self._job.space.name, self._job.space.to_names(architecture))
@@ -236,6 +265,15 @@ def _is_of(check: CapCheck, profile: HardwareProfile) -> bool:
     cap = budget.max.fraction if isinstance(budget.max, Percent) else budget.max.value
     unit = "fraction" if isinstance(budget.max, Percent) else "ms"
     return (check.cap, check.unit, check.percentile) == (cap, unit, budget.percentile)
+
+
+def _margins(costs: ProfileCosts) -> str:
+    """Return the margins of the tables of what is measured, in words."""
+    latency = f"the latency table's margin of {100 * costs.latency.accuracy.quantile90:.1f}%"
+    if costs.memory is None:
+        return latency
+    margin = format_quantity(costs.memory.table.accuracy.quantile90_bytes, "peak_memory")
+    return f"{latency} and the memory table's of {margin}"
 
 
 def latency_room(costs: ProfileCosts, check: CapCheck) -> float:

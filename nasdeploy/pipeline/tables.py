@@ -16,36 +16,46 @@ from nasdeploy.costs.counting import counting_tables
 from nasdeploy.costs.file_size import file_size_table
 from nasdeploy.costs.graphs import network_graph, random_weights, serialise
 from nasdeploy.costs.latency import measure_models
-from nasdeploy.costs.latency_table import LatencyTable, measure_latency_table
-from nasdeploy.costs.machine import machine_fingerprint
+from nasdeploy.costs.latency_table import LatencyTable
 from nasdeploy.costs.table import CostTable
 from nasdeploy.errors import InfeasibleError
 from nasdeploy.exporters.metadata import model_metadata
 from nasdeploy.files import write_json
 from nasdeploy.pipeline.context import Job, package_versions
+from nasdeploy.pipeline.devices import device_for, device_of, is_by_hand, machine_to_match, where
+from nasdeploy.pipeline.latency_tables import Origin, conversion_to, table_for, table_store
+from nasdeploy.pipeline.memory import MemoryTables, ProfileMemory, borrow_memory, profile_memory
 from nasdeploy.profiles import HardwareProfile, Runtime
+from nasdeploy.progress import Silent
 from nasdeploy.runs import RunFolder, read_json
 from nasdeploy.spaces.base import Architecture, CandidateMask, SearchSpace
 
-SCHEMA = "nasdeploy/profile-latency/1"
+SCHEMA = "nasdeploy/profile-latency/2"
+
+SharedTables = dict[tuple[str, int, str], tuple[LatencyTable, Origin]]
+"""Tables that are known already, by the runtime, its channel grid and the device."""
 
 
 @dataclass(kw_only=True)
 class ProfileCosts:
     """What a profile knows of the space.
 
-    latency_margin: factor on the latency cap, so that 90 % of the networks that the table calls feasible are; 1 where
-    nothing would be left. probes: networks that were measured whole, by architecture hash.
+    origin: of the latency table. latency_margin: factor on the latency cap, so that 90 % of the networks that the table
+    calls feasible are; 1 where nothing would be left. probes: networks that were measured whole, by architecture hash.
+    memory: None where the budget does not name it; memory_margin: as latency_margin.
     """
 
     profile: HardwareProfile
     latency: LatencyTable
+    origin: Origin
     tables: Mapping[str, CostTable]
     limits: Limits
     latency_margin: float
     mask: CandidateMask
     path: Path
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    memory: ProfileMemory | None = None
+    memory_margin: float = 1.0
 
     def remember(self, architecture: str, check: CapCheck) -> None:
         """Store what was measured of an architecture, by its hash; a later selection does not measure it again."""
@@ -59,6 +69,7 @@ class ProfileCosts:
             {
                 "schema": SCHEMA,
                 "profile": self.profile.name,
+                "origin": self.origin,
                 "table": self.latency.to_json(),
                 "probes": self.probes,
             },
@@ -73,8 +84,9 @@ def profile_costs(job: Job) -> dict[str, ProfileCosts]:
     """
     profiles = [*job.searched, *(profile for profile in job.profiles if profile not in job.searched)]
     _borrow_tables(job, profiles)
-    measured: dict[tuple[str, int], LatencyTable] = {}
-    found = {profile.name: _costs_of(job, profile, measured) for profile in profiles}
+    shared: SharedTables = {}
+    memories: MemoryTables = {}
+    found = {profile.name: _costs_of(job, profile, shared, memories) for profile in profiles}
     _require_all_feasible([feasibility(costs.profile, job.space, costs.tables) for costs in found.values()])
     return found
 
@@ -92,37 +104,57 @@ def require_counts_feasible(job: Job) -> None:
 
 def exact_tables(job: Job, profile: HardwareProfile) -> dict[str, CostTable]:
     """Return the tables that need no clock: params, FLOPs and file size."""
-    size = file_size_table(
-        job.space, opset=profile.runtime.opset, metadata_bytes=_metadata_bytes(job, profile)
-    )
+    key = profile.runtime.precision, profile.runtime.opset
+    if key not in job.file_sizes:  # seconds in a reduced precision
+        job.file_sizes[key] = size_table(job.space, profile.runtime)
+    size = job.file_sizes[key].scaled(_metadata_bytes(job, profile), 1.0)
     return {**job.counts, "file_size": size}
 
 
+def size_table(space: SearchSpace, runtime: Runtime, *, metadata_bytes: int = 0) -> CostTable:
+    """Return the size of the file that ships where it keeps to ``runtime.precision``."""
+    return file_size_table(
+        space, opset=runtime.opset, metadata_bytes=metadata_bytes, convert=conversion_to(runtime.precision)
+    )
+
+
 def _costs_of(
-    job: Job, profile: HardwareProfile, measured: dict[tuple[str, int], LatencyTable]
+    job: Job,
+    profile: HardwareProfile,
+    shared: SharedTables,
+    memories: MemoryTables,
 ) -> ProfileCosts:
     path = job.folder.latency(profile.name)
     probes: dict[str, dict[str, Any]] = {}
     if path.exists():
         stored = read_json(path, schema=SCHEMA)
         latency, probes = LatencyTable.from_json(stored["table"]), stored["probes"]
+        origin: Origin = stored["origin"]
         if profile in job.profiles:  # what others were measured on does not matter here
-            latency.check_matches(job.space, profile.runtime, machine=machine_fingerprint())
+            machine = machine_to_match(profile, latency.machine)
+            latency.check_matches(job.space, profile.runtime, machine=machine)
     else:
-        latency = _measured_table(job, profile.runtime, measured)
-    if latency.is_of(machine_fingerprint()):
-        measured[_key(profile.runtime)] = latency
+        latency, origin = _found_table(job, profile, shared)
+    if latency.is_of(machine_to_match(profile, latency.machine)):
+        shared[_key(profile)] = latency, origin
     tables = {**exact_tables(job, profile), "latency": latency.cost_table(job.space)}
+    memory = profile_memory(job, profile, memories)
+    if memory is not None:
+        tables["peak_memory"] = memory.table.cost_table(job.space)
     limits = resolve_limits(profile, job.space, tables)
+    latency_margin = _latency_margin(job, profile, latency, limits, tables)
     costs = ProfileCosts(
         profile=profile,
         latency=latency,
+        origin=origin,
         tables=tables,
         limits=limits,
-        latency_margin=_latency_margin(job, profile, latency, limits, tables),
+        latency_margin=latency_margin,
         mask=job.space.candidate_mask(profile.runtime.channel_multiple),
         path=path,
         probes=probes,
+        memory=memory,
+        memory_margin=_memory_margin(job, profile, memory, limits, tables, latency_margin=latency_margin),
     )
     if not path.exists():
         costs.save()
@@ -139,44 +171,57 @@ def _latency_margin(
     return margin if can_be_met(caps, profile, job.space, tables) else 1.0
 
 
-def _measured_table(
-    job: Job, runtime: Runtime, measured: dict[tuple[str, int], LatencyTable]
-) -> LatencyTable:
-    if _key(runtime) in measured:
-        return measured[_key(runtime)]
-    job.observer.start("latency table", 100)
+def _memory_margin(
+    job: Job,
+    profile: HardwareProfile,
+    memory: ProfileMemory | None,
+    limits: Limits,
+    tables: Mapping[str, CostTable],
+    *,
+    latency_margin: float,
+) -> float:
+    if memory is None or "peak_memory" not in limits.caps:
+        return 1.0
+    margin = memory.margin(limits.caps["peak_memory"])
+    factors = {"latency": latency_margin, "peak_memory": margin}
+    caps = {metric: cap * factors.get(metric, 1.0) for metric, cap in limits.caps.items()}
+    return margin if can_be_met(caps, profile, job.space, tables) else 1.0
 
-    def progress(share: float) -> None:
-        job.observer.advance("latency table", round(100 * share), {})
 
-    table = measure_latency_table(job.space, runtime, seed=job.settings.seed, progress=progress)
-    job.observer.finish(
-        "latency table",
-        {
-            "seconds": round(table.seconds, 1),
-            "mape": round(table.accuracy.mape, 4),
-            "spearman": round(table.accuracy.spearman, 4),
-        },
+def _found_table(
+    job: Job, profile: HardwareProfile, found: SharedTables
+) -> tuple[LatencyTable, Origin]:
+    if _key(profile) in found:
+        return found[_key(profile)]
+    made = table_for(
+        job.space,
+        profile.runtime,
+        device=device_for(job, profile),
+        seed=job.settings.seed,
+        observer=job.observer,
+        store=table_store(job.observer) if job.settings.measure.cache else None,
     )
-    return table
+    return made.table, made.origin
 
 
-def _key(runtime: Runtime) -> tuple[str, int]:
-    return runtime.key(), runtime.channel_multiple
+def _key(profile: HardwareProfile) -> tuple[str, int, str]:
+    return profile.runtime.key(), profile.runtime.channel_multiple, where(profile)
 
 
 def _borrow_tables(job: Job, profiles: Sequence[HardwareProfile]) -> None:
-    """Copy the latency tables of the run named by ``latency_from``, for profiles that have none here yet."""
+    """Copy the tables of the run named by ``latency_from``, for profiles that have none here yet."""
     if job.settings.latency_from is None:
         return
     other = RunFolder(Path(job.settings.latency_from))
     for profile in profiles:
+        borrow_memory(job, profile, other)
         source, target = other.latency(profile.name), job.folder.latency(profile.name)
         if source.exists() and not target.exists():
             stored = read_json(source, schema=SCHEMA)
             table = LatencyTable.from_json(stored["table"])
-            table.check_matches(job.space, profile.runtime, machine=machine_fingerprint())
-            write_json(target, stored)
+            machine = machine_to_match(profile, table.machine)
+            table.check_matches(job.space, profile.runtime, machine=machine)
+            write_json(target, {**stored, "origin": "run"})
 
 
 def _metadata_bytes(job: Job, profile: HardwareProfile) -> int:
@@ -205,7 +250,10 @@ def metadata_of(job: Job, profile: HardwareProfile, architecture: Architecture) 
 
 
 def write_untrained(space: SearchSpace, architecture: Architecture, path: Path, *, runtime: Runtime) -> None:
-    """Write the ONNX file of ``architecture`` with random weights: its latency is that of the trained one."""
+    """Write the ONNX file of ``architecture`` with random weights: its latency is that of the trained one.
+
+    In the number format of ``runtime``.
+    """
     rng = np.random.default_rng(0)
     channels = space.image_shape[0]
     layers = [(name, spec, random_weights(spec, rng)) for name, spec in space.named_layers(architecture)]
@@ -217,21 +265,29 @@ def write_untrained(space: SearchSpace, architecture: Architecture, path: Path, 
         batch_size=None,
         opset=runtime.opset,
     )
-    path.write_bytes(serialise(model))
+    convert = conversion_to(runtime.precision)
+    path.write_bytes(serialise(model if convert is None else convert(model)))
 
 
-def quick_latency_table(space: SearchSpace, runtime: Runtime) -> CostTable:
+def quick_latency_table(space: SearchSpace, profile: HardwareProfile) -> CostTable:
     """Return a latency table good enough for ``profiles check``, in seconds: FLOPs between two measured ends.
 
-    Exact for the smallest and the largest network, which decide feasibility; a guess between them.
+    Exact for the smallest and the largest network, which decide feasibility; a guess between them. For a device that
+    packs are carried to: the table that came back.
     """
+    runtime, device = profile.runtime, device_of(profile)
+    if is_by_hand(profile):
+        found = table_for(
+            space, runtime, seed=0, observer=Silent(), store=table_store(Silent()), device=device
+        )
+        return found.table.cost_table(space)
     mask = space.candidate_mask(runtime.channel_multiple)
     ends = {"smallest": space.smallest(mask), "largest": space.largest(mask)}
     with tempfile.TemporaryDirectory(prefix="nasdeploy-") as name:
         paths = {end: Path(name, f"{end}.onnx") for end in ends}
         for end, architecture in ends.items():
             write_untrained(space, architecture, paths[end], runtime=runtime)
-        times = measure_models(paths, runtime, min_runs=100, min_seconds=0.5)
+        times = measure_models(paths, runtime, min_runs=100, min_seconds=0.5, device=device)
     flops = counting_tables(space)["flops"]
     low, high = (float(flops.of(np.array([a.choices]))[0]) for a in ends.values())
     slope = (times["largest"].p50_ms - times["smallest"].p50_ms) / (high - low)

@@ -52,8 +52,9 @@ def collect_profile(run: RunFolder, identity: Record, name: str) -> dict[str, An
     metrics = read_optional(folder.metrics, "nasdeploy/metrics/1")
     architecture = read_optional(folder.architecture, "nasdeploy/architecture/1")
     latency = read_optional(folder.latency, "nasdeploy/latency/1")
-    stored_table = read_optional(run.latency(name), "nasdeploy/profile-latency/1")
+    stored_table = read_optional(run.latency(name), "nasdeploy/profile-latency/2")
     table = None if stored_table is None else stored_table["table"]
+    origin = None if stored_table is None else stored_table["origin"]
     return {
         "name": name,
         "description": profile["description"],
@@ -66,17 +67,22 @@ def collect_profile(run: RunFolder, identity: Record, name: str) -> dict[str, An
         "architecture": None if architecture is None else _architecture(architecture, space_of(identity)),
         "verification": _verification(folder),
         "checksums": read_checksums(folder.path),
-        "latency_table": None if table is None else _table(table),
+        "latency_table": None if table is None else _table(table, origin),
+        "memory_table": _memory_table(read_optional(run.memory(name), "nasdeploy/profile-memory/1")),
         "baselines": _baselines(run, name),
     }
 
 
 RESULT_KEYS = (
+    "shipped",
+    "precision",
+    "gates",
     "validation_accuracy",
     "params",
     "flops",
     "macs",
     "file_size",
+    "peak_memory",
     "retraining",
     "exporter",
     "opset",
@@ -142,7 +148,7 @@ def _cap(metric: str, written: Record, found: Record | None, table: Record | Non
         "percentile": written.get("percentile"),
         "margin": margin,
         "relative_margin": margin / cap if margin is not None and cap else None,
-        "cap_ms": _cap_ms(row["unit"], cap, table),
+        "cap_ms": _cap_ms(row["unit"], cap, table) if metric == "latency" else None,
     }
 
 
@@ -201,13 +207,28 @@ def _verification(folder: ModelFolder) -> dict[str, Any] | None:
     return None if stored is None else {key: value for key, value in stored.items() if key != "schema"}
 
 
-def _table(table: Record) -> dict[str, Any]:
+def _table(table: Record, origin: str | None) -> dict[str, Any]:
     """Return how well the table predicts, and what it rests on, without its entries."""
-    keys = ("runtime_key", "seconds", "smallest_ms", "largest_ms", "machine", "accuracy")
+    keys = ("runtime_key", "measured_at", "seconds", "smallest_ms", "largest_ms", "machine", "accuracy")
     held_out = [
         {"predicted_ms": row["predicted_ms"], "measured_ms": row["measured_ms"]} for row in table["held_out"]
     ]
-    return {key: table[key] for key in keys} | {"num_layers": len(table["entries"]), "held_out": held_out}
+    return {
+        **{key: table[key] for key in keys},
+        "origin": origin,
+        "num_layers": len(table["entries"]),
+        "num_reused": sum(entry["reused"] for entry in table["entries"]),
+        "held_out": held_out,
+    }
+
+
+def _memory_table(stored: Record | None) -> dict[str, Any] | None:
+    """Return how well the memory table predicts; None where the budget names no memory."""
+    if stored is None:
+        return None
+    table = stored["table"]
+    keys = ("seconds", "smallest_bytes", "largest_bytes", "noise_bytes", "accuracy")
+    return {**{key: table[key] for key in keys}, "num_networks": len(table["networks"])}
 
 
 def _baselines(run: RunFolder, name: str) -> list[dict[str, Any]]:

@@ -13,7 +13,14 @@ __all__ = ["FILTERS", "Verbatim", "escape_markdown", "indent_code", "literal"]
 
 DASH = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
-METRIC_NAMES = {"latency": "latency", "params": "parameters", "flops": "FLOPs", "file_size": "file size"}
+METRIC_NAMES = {
+    "latency": "latency",
+    "params": "parameters",
+    "flops": "FLOPs",
+    "file_size": "file size",
+    "peak_memory": "peak memory",
+}
+SIZES = ("file_size", "peak_memory")
 STATUS_NAMES = {
     "certified": "certified",
     "infeasible": "infeasible",
@@ -78,7 +85,7 @@ def quantity(value: float | None, metric: str) -> str:
         return milliseconds(value)
     written = format_quantity(value, metric, digits=4)
     # A space that does not break before the unit of a size; "31.4k" is one word.
-    return re.sub(r"([A-Za-z]+)$", "\N{NO-BREAK SPACE}\\1", written) if metric == "file_size" else written
+    return re.sub(r"([A-Za-z]+)$", "\N{NO-BREAK SPACE}\\1", written) if metric in SIZES else written
 
 
 def short_percent(share: float) -> str:

@@ -15,8 +15,9 @@ __all__ = ["GLOSSARY", "Report", "command_line", "input_shape", "stages", "table
 Report = Mapping[str, Any]
 """What :func:`nasdeploy.reporting.collect.collect_report` returns."""
 
-TABLE_METRICS = ("latency", "params", "flops", "file_size")
+TABLE_METRICS = ("latency", "params", "flops", "file_size", "peak_memory")
 MAX_CLASSES = 12
+MAX_OPERATORS = 8
 
 GLOSSARY = (
     (
@@ -41,6 +42,11 @@ GLOSSARY = (
         "a cap of 40 % lies at 40 % of that way.",
     ),
     (
+        "Peak memory",
+        "What the file adds to a process that has loaded ONNX Runtime: its peak resident size while the file is loaded "
+        "and run, less that before; the median of several fresh processes, and as bound the largest of them.",
+    ),
+    (
         "p50, p90, p99",
         "The time that 50, 90 or 99 of 100 runs stay below; a percentile that the number of runs cannot support is "
         "shown as a dash.",
@@ -63,12 +69,18 @@ def command_line(report: Report) -> str:
     return shlex.join(report["run"]["command"])
 
 
-def table_cells(profile: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return for every metric what was measured and the cap on it, if there is one."""
+def table_cells(profile: Mapping[str, Any], beside: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Return for every metric what was measured and the cap on it, if there is one.
+
+    beside: the profiles of the same table. Memory has a place where one of them budgets it; it is not measured
+    otherwise.
+    """
     caps = {cap["metric"]: cap for cap in profile["caps"]}
+    with_memory = any("peak_memory" in one["budget"] for one in (profile, *beside))
     return [
         {"metric": metric, "value": _value(profile, metric), "cap": caps.get(metric)}
         for metric in TABLE_METRICS
+        if metric != "peak_memory" or with_memory
     ]
 
 
@@ -157,7 +169,7 @@ def conditions(profile: Mapping[str, Any]) -> str:
         threads + (", pinned to as many cores" if how["pinned"] else ", not pinned to cores"),
         f"idle threads {'spin' if how['spinning'] else 'sleep'}",
         f"batch of {how['batch_size']}",
-        f"{profile['runtime']['precision']}",
+        f"{profile['precision'] or profile['runtime']['precision']}",
         f"{len(latency['block_p50_ms'])} blocks, n = {summary['n']} runs",
     ]
     return "; ".join(parts)

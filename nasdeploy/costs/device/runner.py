@@ -61,9 +61,12 @@ def choose_cores(threads: int) -> list[int] | None:
     return allowed[-threads:] if len(allowed) >= threads else None
 
 
-def run_request(request: dict[str, Any], *, cores: Sequence[int] | None = None) -> dict[str, Any]:
+def run_request(
+    request: dict[str, Any], *, cores: Sequence[int] | None = None, code: str | None = None
+) -> dict[str, Any]:
     """Return the result of ``request``, measured in a fresh process on ``cores`` (None: as many as it has threads).
 
+    code: where this package lies as plain files; None: where it was imported from, unless that is a zip file.
     Raises RequestRefusedError, WorkerDiedError or DeadlineError.
     """
     chosen = choose_cores(request["threads"]) if cores is None else list(cores)
@@ -71,7 +74,9 @@ def run_request(request: dict[str, Any], *, cores: Sequence[int] | None = None) 
         asked, answered = os.path.join(folder, "request.json"), os.path.join(folder, "result.json")
         with open(asked, "w", encoding="utf-8") as file:
             json.dump({**request, "cores": chosen}, file)
-        process = _start_worker([asked, answered], deadline_seconds(request))
+        process = _start_worker(
+            [code or os.path.dirname(os.path.abspath(__file__)), asked, answered], deadline_seconds(request)
+        )
         if not os.path.exists(answered):
             last = (process.stderr.strip().splitlines() or ["no message"])[-1]
             raise WorkerDiedError(f"the measuring process ended with code {process.returncode}: {last}")
@@ -90,11 +95,10 @@ def deadline_seconds(request: dict[str, Any]) -> float:
 
 
 def _start_worker(arguments: list[str], deadline_s: float) -> subprocess.CompletedProcess[str]:
-    folder = os.path.dirname(os.path.abspath(__file__))
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")}
     try:
         return subprocess.run(
-            [sys.executable, "-c", WORKER, folder, *arguments],
+            [sys.executable, "-c", WORKER, *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

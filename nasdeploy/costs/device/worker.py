@@ -3,7 +3,8 @@
 The request names the models, the provider, the number of threads and how long to measure; the result holds
 statistics for each model, or {"error": one line}. Every model gets its own session. After a warm-up they
 run in turns, in an order drawn anew for each round, so that drift spreads evenly over them. A request whose
-plan is null starts the models, runs each of them once and measures nothing more.
+plan is null starts the models, runs each of them once and measures nothing more; one with "operators" also lets
+the runtime's profiler time the nodes of each model. The models in "unpaced" run without the pauses of the plan.
 """
 
 from __future__ import annotations
@@ -11,14 +12,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .feeds import SessionError, batch_of, make_feed
+from .profiling import read_trace, run_for_profile
 from .timing import Plan, clocks_of, measure_in_turns, statistics
+
+# Newer versions of ONNX Runtime report to their makers, also on Linux, unless the environment says no when they are
+# imported: from threads of their own, beside what is measured. Versions differ in the name of the variable.
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1", "ORT_TELEMETRY_DISABLED": "1"}
 
 REQUEST_SCHEMA = "nasdeploy/session-request/1"
 RESULT_SCHEMA = "nasdeploy/session-result/1"
@@ -74,8 +81,11 @@ def share_thread_pool(request: dict[str, Any]) -> bool:
     return True
 
 
-def open_session(path: str, request: dict[str, Any], *, shared_pool: bool) -> Any:
-    """Return a session on ``path`` with everything explicit. Raises SessionError when it cannot be made."""
+def open_session(path: str, request: dict[str, Any], *, shared_pool: bool, trace: str | None = None) -> Any:
+    """Return a session on ``path`` with everything explicit. Raises SessionError when it cannot be made.
+
+    trace: begin the profiler, which writes a file whose name starts so.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -85,6 +95,9 @@ def open_session(path: str, request: dict[str, Any], *, shared_pool: bool) -> An
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if request["spinning"] else "0")
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = trace
     if shared_pool:
         options.use_per_session_threads = False
     elif len(request["models"]) > 1:  # see share_thread_pool; older versions can only stop the waiting
@@ -107,13 +120,26 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+class Started(NamedTuple):
+    """A model that has run once. facts: how long its session and its first run took in ms, and its batch."""
+
+    session: Any
+    run: Run
+    facts: dict[str, Any]
+
+
 def start_model(
-    name: str, request: dict[str, Any], rng: np.random.Generator, *, shared_pool: bool
-) -> tuple[Run, dict[str, Any]]:
-    """Return the model's run, how long its session and its first run took in ms, and the size of its batch."""
+    name: str,
+    request: dict[str, Any],
+    rng: np.random.Generator,
+    *,
+    shared_pool: bool = False,
+    trace: str | None = None,
+) -> Started:
+    """Load a model and run it once. Raises SessionError."""
     path = request["models"][name]
     started = time.perf_counter()
-    session = open_session(path, request, shared_pool=shared_pool)
+    session = open_session(path, request, shared_pool=shared_pool, trace=trace)
     loaded = time.perf_counter()
     shapes = request.get("shapes", {}).get(name, {})
     try:
@@ -130,7 +156,32 @@ def start_model(
         "first_run_ms": (time.perf_counter() - begun) * 1e3,
         "batch_size": batch_of(feed, request["batch_size"]),
     }
-    return lambda: session.run(None, feed), facts
+    return Started(session, lambda: session.run(None, feed), facts)
+
+
+def profile_model(name: str, request: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Return the facts of a start, and under "operators" what the profiler says of each node."""
+    with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
+        started = start_model(name, request, rng, trace=os.path.join(folder, "trace"))
+        runs = run_for_profile(started.run, request["operators"]["runs"])
+        return {**started.facts, "operators": read_trace(started.session.end_profiling(), runs)}
+
+
+def measure(request: dict[str, Any], rng: np.random.Generator, *, shared_pool: bool) -> dict[str, Any]:
+    """Return what was measured of each model that a request names."""
+    started = {name: start_model(name, request, rng, shared_pool=shared_pool) for name in request["models"]}
+    models = {name: one.facts for name, one in started.items()}
+    if request["plan"] is None:
+        return models
+    plan = Plan(**request["plan"])
+    clocks = clocks_of(request["provider"])
+    intervals = [0.0 if name in request.get("unpaced", ()) else plan.interval_s for name in started]
+    runs = [one.run for one in started.values()]
+    times = measure_in_turns(runs, plan, clocks, Random(request["seed"]), intervals)
+    return {
+        name: {**statistics(times[m], intervals[m]), **facts}
+        for m, (name, facts) in enumerate(models.items())
+    }
 
 
 def carry_out(request: dict[str, Any]) -> dict[str, Any]:
@@ -143,16 +194,10 @@ def carry_out(request: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(request["seed"])
     shared_pool = share_thread_pool(request)
     memory_before = peak_memory_bytes()
-    started = {name: start_model(name, request, rng, shared_pool=shared_pool) for name in request["models"]}
-    models = {name: facts for name, (_, facts) in started.items()}
-    if request["plan"] is not None:
-        times = measure_in_turns(
-            [run for run, _ in started.values()],
-            Plan(**request["plan"]),
-            clocks_of(request["provider"]),
-            Random(request["seed"]),
-        )
-        models = {name: {**statistics(times[m]), **models[name]} for m, name in enumerate(models)}
+    if request.get("operators"):
+        models = {name: profile_model(name, request, rng) for name in request["models"]}
+    else:
+        models = measure(request, rng, shared_pool=shared_pool)
     return {
         "schema": RESULT_SCHEMA,
         "models": models,
@@ -178,6 +223,7 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 2:
         print("usage: worker.py REQUEST.json RESULT.json", file=sys.stderr)
         return 2
+    os.environ.update(NO_TELEMETRY)
     with open(arguments[0], encoding="utf-8") as file:
         request = json.load(file)
     try:
