@@ -7,6 +7,7 @@ that module is imported.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ __all__ = [
 ]
 
 __version__: str
+
+# ONNX Runtime reports to its makers, unless this is set before it is imported; nasdeploy opens no connection.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Architecture": "nasdeploy.spaces",

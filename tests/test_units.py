@@ -56,7 +56,13 @@ WRONG: dict[str, list[object]] = {
     "peak_memory": ["40M", 40000000, "40", "0B", "40ms"],
 }  # fmt: skip
 WRONG_PAIRS = [(metric, text) for metric, texts in WRONG.items() for text in texts]
-EXAMPLES = {"latency": '"15ms"', "params": '"60M"', "flops": '"60M"', "file_size": '"4MB"', "peak_memory": '"40MB"'}
+EXAMPLES = {
+    "latency": '"15ms"',
+    "params": '"60M"',
+    "flops": '"60M"',
+    "file_size": '"4MB"',
+    "peak_memory": '"40MB"',
+}
 
 
 @pytest.mark.parametrize(("metric", "text", "value"), READ)

@@ -154,7 +154,11 @@ def _finish_pending(
         if latency is not None:
             write_json(folder.latency, latency.to_json())
         memory = memory_of_file(job, profile, shipped)
-        awaited = await_device(job, profile, measured[profile.name].pack, memory.pack)
+        packs = [measured[profile.name].pack, memory.pack]
+        if measured[profile.name].pack is not None and profile.name in reduced:  # it may ship yet
+            reduced_file = folder.file(reduced[profile.name].precision)
+            packs.append(memory_of_file(job, profile, reduced_file).pack if reduced_file.exists() else None)
+        awaited = await_device(job, profile, *packs)
         values = _exact_values(job, profile.name, shipped) | {"peak_memory": memory.median_bytes}
         caps = cap_results(one, values, check, memory.check)
         rooms = _rooms(one, caps, check) | memory_rooms(one.memory, memory.check)

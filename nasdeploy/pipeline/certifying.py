@@ -12,7 +12,7 @@ from typing import Literal
 from nasdeploy.costs.by_hand import NotMeasuredError
 from nasdeploy.costs.certification import CapCheck, check_cap, check_percent_cap
 from nasdeploy.costs.device.timing import RUNS_FOR_PERCENTILE
-from nasdeploy.costs.latency import ModelLatency, measure_models
+from nasdeploy.costs.latency import ModelLatency, measure_models, write_reference_model
 from nasdeploy.costs.packs import Pack
 from nasdeploy.pipeline.context import Job
 from nasdeploy.pipeline.devices import device_for, where
@@ -23,6 +23,7 @@ from nasdeploy.profiles import HardwareProfile, Percent, Runtime, format_quantit
 MAX_MEASUREMENTS = 3
 SMALLEST, LARGEST = "the smallest network", "the largest network"
 FP32, FP32_AGAIN = " in fp32", " in fp32 again"  # no name of a profile holds a space
+REFERENCE = " reference"
 
 Status = Literal["holds", "violated", "undecided"]
 
@@ -69,7 +70,8 @@ def measure_latency_caps(
 ) -> dict[str, MeasuredFile]:
     """Return the latency of each profile's file and the check of its cap.
 
-    Files of one runtime are measured together with the smallest and the largest network of the space. What stays
+    Files of one runtime are measured together with the smallest and the largest network of the space, and the reference
+    model, without which holding still no absolute cap is certified. What stays
     undecided is measured again with twice the runs, at most three times. fp32: by profile, the float32 file behind a
     reduced one: measured twice in the same blocks, and in its place where the reduced one is not faster.
     """
@@ -129,6 +131,8 @@ def _measure_group(
             if profile.name in fp32:
                 files |= {profile.name + suffix: fp32[profile.name] for suffix in (FP32, FP32_AGAIN)}
         files |= _anchors(job, runtime, Path(folder))
+        files[REFERENCE] = Path(folder, "reference.onnx")
+        write_reference_model(files[REFERENCE], batch_size=runtime.batch_size)
         times = measure_models(
             files,
             runtime,
@@ -180,7 +184,7 @@ def _check(
             largest=times[LARGEST],
             percentile=budget.percentile,
         )
-    return check_cap(measured, budget.max.value, percentile=budget.percentile)
+    return check_cap(measured, budget.max.value, percentile=budget.percentile, reference=times.get(REFERENCE))
 
 
 def cap_results(

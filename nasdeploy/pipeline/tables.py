@@ -188,9 +188,7 @@ def _memory_margin(
     return margin if can_be_met(caps, profile, job.space, tables) else 1.0
 
 
-def _found_table(
-    job: Job, profile: HardwareProfile, found: SharedTables
-) -> tuple[LatencyTable, Origin]:
+def _found_table(job: Job, profile: HardwareProfile, found: SharedTables) -> tuple[LatencyTable, Origin]:
     if _key(profile) in found:
         return found[_key(profile)]
     made = table_for(

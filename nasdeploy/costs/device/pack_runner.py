@@ -24,7 +24,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .machine import machine_fingerprint
-from .runner import DeadlineError, RequestRefusedError, WorkerDiedError, choose_cores, run_request
+from .runner import (
+    NO_TELEMETRY,
+    DeadlineError,
+    RequestRefusedError,
+    WorkerDiedError,
+    choose_cores,
+    run_request,
+)
 
 if TYPE_CHECKING:  # subscripting it fails before Python 3.9
     from collections.abc import Iterator, Sequence
@@ -179,6 +186,7 @@ def _libraries() -> tuple[str, str, list[str]]:
     try:
         probe = subprocess.run(
             [sys.executable, "-c", PROBE],
+            env={**os.environ, **NO_TELEMETRY},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -24,6 +24,10 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 
+# ONNX Runtime reports to its makers, unless the environment says no when it is imported: from a thread of its own,
+# beside what is measured.
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}
+
 # Loads this very folder as a package under a name of its own, whether or not nasdeploy is installed. The working
 # folder and this one stay out of the search path: a file there must not hide a module of the standard library.
 WORKER = """
@@ -95,7 +99,7 @@ def deadline_seconds(request: dict[str, Any]) -> float:
 
 
 def _start_worker(arguments: list[str], deadline_s: float) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")}
+    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), **NO_TELEMETRY}
     try:
         return subprocess.run(
             [sys.executable, "-c", WORKER, *arguments],

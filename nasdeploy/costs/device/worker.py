@@ -23,10 +23,6 @@ from .feeds import SessionError, batch_of, make_feed
 from .profiling import read_trace, run_for_profile
 from .timing import Plan, clocks_of, measure_in_turns, statistics
 
-# Newer versions of ONNX Runtime report to their makers, also on Linux, unless the environment says no when they are
-# imported: from threads of their own, beside what is measured. Versions differ in the name of the variable.
-NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1", "ORT_TELEMETRY_DISABLED": "1"}
-
 REQUEST_SCHEMA = "nasdeploy/session-request/1"
 RESULT_SCHEMA = "nasdeploy/session-result/1"
 
@@ -223,7 +219,6 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 2:
         print("usage: worker.py REQUEST.json RESULT.json", file=sys.stderr)
         return 2
-    os.environ.update(NO_TELEMETRY)
     with open(arguments[0], encoding="utf-8") as file:
         request = json.load(file)
     try:
