@@ -144,6 +144,7 @@ class Pipeline(Protocol):
         path: Path,
         *,
         profile: HardwareProfile | str | Path | None = None,
+        space: str | None = None,
         observer: Observer | None = None,
     ) -> MeasureResult | KeptResult:
         """Take what a pack wrote on its device."""

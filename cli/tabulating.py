@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import click
+from click.core import ParameterSource
 
 from nasdeploy.cli.measuring import check_target
 from nasdeploy.cli.options import json_option, refuse_beside, verbosity_options
@@ -17,6 +18,9 @@ from nasdeploy.errors import NoisyMeasurementError
 
 if TYPE_CHECKING:
     from nasdeploy.pipeline import MeasureResult
+
+
+KEPT_SCHEMA = "nasdeploy/kept-result/1"
 
 
 class _Space(TypedDict):
@@ -96,7 +100,8 @@ def read_image_shape(_: click.Context, __: click.Parameter, text: str | None) ->
     "imported",
     type=click.Path(path_type=Path),
     metavar="JSON",
-    help="Take what a pack of `measure` or `build` wrote on its device, so that builds find it.",
+    help="Take what a pack of `measure` or `build` wrote on its device, so that builds find it; a space in a Python "
+    "file is named again by --space.",
 )
 @click.option("--fresh", is_flag=True, help="Measure everything, whatever was measured before.")
 @click.option(
@@ -104,7 +109,7 @@ def read_image_shape(_: click.Context, __: click.Parameter, text: str | None) ->
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write the tables to this file, as --json prints them.",
+    help="Write the result to this file, as --json prints them.",
 )
 @json_option
 @verbosity_options
@@ -142,7 +147,8 @@ def measure(
     if output is not None:
         check_target(output)
     if imported is not None:
-        refuse_beside(context, "--import", [*_Space.__annotations__, "pack", "fresh"])
+        others = [*(_Space.__annotations__.keys() - {"space"}), "pack", "fresh"]
+        refuse_beside(context, "--import", others)
         _check_one(profiles or [""], "--import")
         _import(context, imported, profiles, output=output, as_json=as_json, verbose=verbose, quiet=quiet)
         return
@@ -181,16 +187,22 @@ def _import(
     verbose: bool,
     quiet: bool,
 ) -> None:
+    from nasdeploy.files import write_json
     from nasdeploy.pipeline.packing import KeptResult
 
+    is_named = context.get_parameter_source("space") is ParameterSource.COMMANDLINE
+    space = context.params["space"] if is_named else None
     with observing(verbose=verbose, quiet=quiet) as observer:
         found = pipeline_of(context).import_result(
-            path, profile=profiles[0] if profiles else None, observer=observer
+            path, profile=profiles[0] if profiles else None, space=space, observer=observer
         )
     if not isinstance(found, KeptResult):
         _put(found, output=output, as_json=as_json)
-    elif as_json:
-        put_json("nasdeploy/kept-result/1", plain(found))
+        return
+    if output is not None:
+        write_json(output, {"schema": KEPT_SCHEMA, **plain(found)})
+    if as_json:
+        put_json(KEPT_SCHEMA, plain(found))
     else:
         click.echo(f"{found.profile}: kept in {found.path}; the same build command certifies with it")
 

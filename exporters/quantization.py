@@ -26,9 +26,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from nasdeploy.costs.graphs import IR_VERSION
-from nasdeploy.errors import ConfigError
+from nasdeploy.errors import ConfigError, GateError, NasdeployError
 from nasdeploy.exporters.base import ExportedModel
 from nasdeploy.exporters.files import read_model, save_model, strip_model
+from nasdeploy.exporters.runtime import first_line
 from nasdeploy.exporters.structure import model_opset
 
 CALIBRATION_METHOD = "minmax"
@@ -83,7 +84,8 @@ def quantize_model(
     (B, C, H, W), pixels 0..255, of training images.
     """
     input_name = read_model(source).graph.input[0].name
-    with silent_libraries(), tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
+    scratch = tempfile.TemporaryDirectory(prefix="nasdeploy-")
+    with _converting(source, "int8"), silent_libraries(), scratch as folder:
         prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "quantized.onnx")
         # Symbolic shapes would need sympy; the plain ones suffice for a network without control flow.
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -103,7 +105,7 @@ def quantize_model(
 
 def halve_model(source: Path, *, path: Path, exporter: str, metadata: Mapping[str, str]) -> ExportedModel:
     """Write ``source`` in FP16 to ``path``; input and output stay float32. The same arguments give the same bytes."""
-    with silent_libraries():
+    with _converting(source, "fp16"), silent_libraries():
         model = _halved(read_model(source), keep_border=True)
     return _save(model, path=path, exporter=exporter, metadata=metadata)
 
@@ -206,6 +208,19 @@ def _save(model: onnx.ModelProto, *, path: Path, exporter: str, metadata: Mappin
 def _tidy(model: onnx.ModelProto) -> None:
     del model.graph.value_info[:]  # shapes inside the graph: whoever needs them infers them again
     model.ir_version = min(model.ir_version, IR_VERSION)
+
+
+@contextmanager
+def _converting(source: Path, precision: str) -> Iterator[None]:
+    """Turn whatever a converter raises into a GateError: its exceptions share no class."""
+    try:
+        yield
+    except NasdeployError:
+        raise
+    except Exception as error:
+        raise GateError(
+            f"{source.name}: onnxruntime cannot convert it to {precision} ({first_line(error)})"
+        ) from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,8 @@ __all__ = ["EventLog", "ModelFolder", "RunFolder"]
 
 
 REDUCED_PRECISIONS = ("fp16", "int8")
+LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
+"""Of a file that was being written, as nasdeploy.files names it."""
 
 
 class ModelFolder:
@@ -74,16 +77,19 @@ class ModelFolder:
         for precision in REDUCED_PRECISIONS:
             self.file(precision).unlink(missing_ok=True)
 
+    def discard_figures(self) -> None:
+        """Delete what describes the files as finished."""
+        for file in (self.checksums, self.card, self.metrics):
+            file.unlink(missing_ok=True)
+
     def discard(self) -> None:
         """Delete the files, the architecture last, so that an interrupted deletion is finished next time."""
+        self.discard_figures()
         self.discard_reduced()
         for file in (
-            self.checksums,
-            self.card,
             self.latency,
             self.verify,
             self.pack,
-            self.metrics,
             self.model,
             self.training,
             self.weights,
@@ -155,10 +161,6 @@ class RunFolder:
                 f"{self.path}: another build is running here; wait for it, or choose another folder with --output-dir"
             ) from error
         try:
-            for leftover in self.path.rglob(
-                ".*.tmp"
-            ):  # of a process that was killed: this one holds the folder
-                leftover.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
@@ -173,6 +175,7 @@ class RunFolder:
         """
         if self.run.exists():
             self.check_is(fingerprint, settings)
+            self._drop_leftovers()
             return True
         strangers = [name for name in sorted(os.listdir(self.path)) if not _is_own(name)]
         if strangers and not self._was_run:
@@ -184,6 +187,12 @@ class RunFolder:
         run = {"schema": "nasdeploy/run/2", "fingerprint": fingerprint, **facts(), "settings": dict(settings)}
         write_json(self.run, run)
         return False
+
+    def _drop_leftovers(self) -> None:
+        """Delete what killed processes left of files that they were writing: this one holds the folder."""
+        for leftover in self.path.rglob(".*.tmp"):
+            if LEFTOVER.fullmatch(leftover.name):
+                leftover.unlink(missing_ok=True)
 
     def check_is(self, fingerprint: str, settings: Mapping[str, Any]) -> None:
         """Raise RunFolderError unless the folder holds the run of these settings, profiles aside."""
@@ -206,6 +215,12 @@ class RunFolder:
         settings["profiles"] = list(dict.fromkeys([*settings["profiles"], *sources]))
         write_whole(self.config, tomli_w.dumps(_without_none(settings)).encode())
         write_json(self.run, {**stored, "profiles": {**stored["profiles"], **profiles}, "settings": settings})
+
+    def discard_exports(self, name: str) -> None:
+        """Delete what ``nasdeploy export`` made of a network that the profile ``name`` no longer has."""
+        for precision in ("fp32", *REDUCED_PRECISIONS):
+            for ending in ("json", "onnx"):
+                (self.exports / f"{name}.{precision}.{ending}").unlink(missing_ok=True)
 
     def discard_profile(self, name: str) -> None:
         """Delete what there is of a profile that has not become a part of the run."""
@@ -300,9 +315,8 @@ def _drop_cut_off_line(path: Path) -> None:
 
 def _is_own(name: str) -> bool:
     """Whether a file of this name may be left of a first start that was killed."""
-    return name in (".lock", "latency", "memory", "config.toml", "events.jsonl") or (
-        name.startswith(".") and name.endswith(".tmp")
-    )
+    known = (".lock", "latency", "memory", "config.toml", "events.jsonl")
+    return name in known or LEFTOVER.fullmatch(name) is not None
 
 
 def _difference(stored: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from nasdeploy.costs.latency import (
     collect,
     noise_floor,
 )
-from nasdeploy.costs.sessions import HERE, Answers, block_requests, start_requests
+from nasdeploy.costs.sessions import HERE, Answers, Progress, Request, block_requests, start_requests
 from nasdeploy.costs.startup import summarise_starts
 from nasdeploy.errors import ConfigError, UsageError
 from nasdeploy.exporters.structure import TensorInfo
@@ -510,6 +511,24 @@ def test_a_shape_that_cannot_be_read_is_a_usage_error(text: str, tmp_path: Path)
 
 
 def test_reserved_names_are_no_labels() -> None:
-    assert not {comparison.AGAIN, comparison.REFERENCE} & set(
-        distinct_labels([Path("again"), Path("reference")])
-    )
+    assert all("\0" in name for name in (comparison.AGAIN, comparison.REFERENCE))  # which no path can hold
+
+
+def test_files_called_like_what_stands_beside_them_are_measured_too(tmp_path: Path) -> None:
+    names = (" again", " reference", "again")
+    paths = [save(tmp_path / name, {"x": (TensorProto.FLOAT, ["N", 3])}) for name in names]
+    labels = distinct_labels(paths)
+    asked: list[Request] = []
+
+    class Device:
+        name = "a device"
+
+        def carry_out(self, requests: Sequence[Request], *, progress: Progress | None = None) -> Answers:
+            asked.extend(requests)
+            raise ConfigError("it only listens")
+
+    with pytest.raises(ConfigError, match="it only listens"):
+        comparison.compare(dict(zip(labels, paths, strict=True)), Runtime(), protocol=SHORT, device=Device())
+    assert labels == list(names)
+    assert [len(request["models"]) for request in asked] == [5] * SHORT.blocks
+    assert {request["models"][label] for request in asked for label in labels} == set(map(str, paths))

@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 from onnx import TensorProto, helper, numpy_helper
 
 from nasdeploy.cli import measuring
-from nasdeploy.costs.comparison import FULL, QUICK, BenchProtocol, compare
+from nasdeploy.costs.comparison import FULL, QUICK, REFERENCE, BenchProtocol, compare
 from nasdeploy.costs.device.timing import (
     SETTLING_RUNS,
     Clocks,
@@ -222,7 +222,7 @@ class FakeDevice:
             }
         if request["plan"] is None:
             return facts
-        ms = self.times.get(name, 1.0) * (1.0 + (drift if name == " reference" and block else 0.0))
+        ms = self.times.get(name, 1.0) * (1.0 + (drift if name == REFERENCE and block else 0.0))
         percentiles = {f"p{q}": ms for q in (50, 90, 95, 99)}
         wall = dict.fromkeys(percentiles, ms * self.rival)
         return facts | {
@@ -347,7 +347,7 @@ def test_everything_is_asked_of_the_device_and_told_of_its_machine(model: Path) 
     (one,) = result.models
     assert one.latency.conditions.interval_ms == result.comparison.again.conditions.interval_ms == 33.0
     assert result.comparison.reference.conditions.interval_ms is None
-    assert [request["unpaced"] for request in blocks] == [[" reference"]] * QUICK.blocks
+    assert [request["unpaced"] for request in blocks] == [[REFERENCE]] * QUICK.blocks
     assert one.latency.late_share == 5 / 100
     assert one.operators is not None
     assert (one.operators.runs, one.operators.by_type[0].share) == (50, 1.0)

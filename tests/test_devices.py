@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from nasdeploy.costs.by_hand import ByHandDevice, NotMeasuredError, packed
 from nasdeploy.costs.device.pack_runner import RESULT_SCHEMA, digest_of
 from nasdeploy.costs.device.timing import Plan, Times, statistics
 from nasdeploy.costs.latency import write_reference_model
-from nasdeploy.costs.packs import Pack, manifest_bytes, read_manifest, read_result
+from nasdeploy.costs.operators import operator_request
+from nasdeploy.costs.packs import Pack, manifest_bytes, read_result
 from nasdeploy.costs.sessions import HERE, Answers, Progress, Request, block_requests
 from nasdeploy.costs.ssh import SshDevice
 from nasdeploy.errors import ConfigError, UsageError
@@ -34,11 +37,15 @@ from nasdeploy.pipeline import (
     measure,
     pack_table,
 )
-from nasdeploy.pipeline.devices import device_of, is_by_hand, keep_result, where
+from nasdeploy.pipeline.certifying import LARGEST, REFERENCE, SMALLEST
+from nasdeploy.pipeline.devices import await_device, device_of, is_by_hand, keep_result, where
+from nasdeploy.pipeline.memory import quick_memory_tables
+from nasdeploy.pipeline.reducing import slowness
 from nasdeploy.profiles import HardwareProfile, Runtime
 from nasdeploy.runs import ModelFolder, RunFolder
 from nasdeploy.schemas import load_schema
 from nasdeploy.settings import BuildSettings
+from nasdeploy.spaces import make_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,6 +72,12 @@ def profile_of(device: Mapping[str, Any] | None, **changes: str) -> HardwareProf
     return HardwareProfile.from_dict(profile_data(device, **changes))
 
 
+def read_manifest(pack: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(pack) as archive:
+        manifest: dict[str, Any] = json.loads(archive.read("pack.json"))
+    return manifest
+
+
 @dataclass
 class MadeUpDevice:
     """Answers at once: a run takes 0.01 ms and a nanosecond for each byte of its model.
@@ -76,6 +89,7 @@ class MadeUpDevice:
     machine: dict[str, Any] = field(default_factory=lambda: dict(MACHINE))
     factors: Mapping[str, float] = field(default_factory=dict)
     gaps: Sequence[float] = (1.0,)
+    cores: Sequence[int] | None = None
 
     def carry_out(self, requests: Sequence[Request], *, progress: Progress | None = None) -> Answers:
         sizes = [{name: Path(path).stat().st_size for name, path in r["models"].items()} for r in requests]
@@ -88,7 +102,10 @@ class MadeUpDevice:
         models: dict[str, Any] = {}
         for name in request["models"]:
             models[name] = {"session_ms": 1.0, "first_run_ms": 1.0, "batch_size": 1}
-            if request["plan"] is not None:
+            if request.get("operators"):
+                node = {"name": "n", "op_type": "Conv", "provider": "CPU", "calls": 1, "median_us": 3.0}
+                models[name]["operators"] = {"runs": 50, "run_us": 4.0, "nodes": [node]}
+            elif request["plan"] is not None:
                 ms = (0.01 + 1e-6 * sizes[name]) * self.factors.get(name, 1.0)
                 if name in self.factors:
                     ms *= self.gaps[number % len(self.gaps)]
@@ -121,7 +138,7 @@ class MadeUpDevice:
             "pack_sha256": hashlib.sha256(content).hexdigest(),
             "pack": manifest,
             "machine": self.machine,
-            "cores": None,
+            "cores": self.cores,
             "seconds": 12.5,
             "results": results,
         }
@@ -302,6 +319,159 @@ def test_files_meet_their_schemas(by_hand_pack: Path, table_result: Path) -> Non
         assert [e.message for e in Draft202012Validator(load_schema(schema)).iter_errors(data)] == []
 
 
+def test_pack_for_a_profile_that_is_measured_here_is_refused(by_hand_pack: Path, tmp_path: Path) -> None:
+    expected = (
+        "^board: device: none, so builds measure on this machine and would not use the pack; expected .device. with "
+        "by_hand = true .or host. in the profile$"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        pack_table(profile_of(None), tmp_path / "p.zip", num_classes=4)
+    assert not (tmp_path / "p.zip").exists()
+    result = MadeUpDevice().run_pack(by_hand_pack, tmp_path / "latency.json")
+    data = json.loads(result.read_text())
+    del data["pack"]["purpose"]["profile"]["device"]
+    with pytest.raises(ConfigError, match=expected):
+        import_result(redigested(data, tmp_path / "changed.json"))
+    with pytest.raises(ConfigError, match="for device 'by hand: board'; expected 'this machine', as in"):
+        import_result(result, profile=profile_of(None))
+
+
+def test_python_file_that_a_result_names_is_not_executed_unless_it_is_named_here(
+    table_result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        "from pathlib import Path\nfrom nasdeploy.spaces import mobile_space as space\nPath('executed').touch()\n"
+    )
+    data = json.loads(table_result.read_text())
+    data["pack"]["purpose"]["space"] = "own.py:space"
+    changed = redigested(data, tmp_path / "latency.json")
+    with pytest.raises(
+        UsageError, match=r"a Python file that would be executed; expected --space own\.py:space"
+    ):
+        import_result(changed)
+    code, _, err = call("measure", "--import", changed, "--space", "mobile")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "was measured for the space 'own.py:space'; expected 'mobile', as --space says" in err
+    assert not Path("executed").exists()
+    assert call("measure", "--import", changed, "--space", "own.py:space")[0] == 0
+    assert Path("executed").exists()
+
+
+def test_memory_table_is_that_of_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NASDEPLOY_CACHE", str(tmp_path / "cache"))
+    data = profile_data({"by_hand": True}) | {"budget": {"peak_memory": {"max": "60%"}}}
+    profile = HardwareProfile.from_dict(data)
+    pack_table(profile, tmp_path / "p.zip", num_classes=4, seed=3)
+    import_result(MadeUpDevice().run_pack(tmp_path / "p.zip", tmp_path / "latency.json"))
+    space = make_space("mobile", (1, 28, 28), 4)
+    assert set(quick_memory_tables(space, profile, seed=3)) == {"peak_memory"}
+    with pytest.raises(NotMeasuredError):
+        quick_memory_tables(space, profile)
+
+
+# --- what is kept
+
+
+def kept(device: MadeUpDevice, pack: Path, folder: Path, *, age: int = 0) -> Path:
+    """Keep what ``device`` makes of ``pack``, as if that had been ``age`` seconds ago."""
+    result = read_result(device.run_pack(pack, folder / "latency.json"))
+    path = keep_result(result, "board")
+    os.utime(path, (1e9 - age, 1e9 - age))
+    return path
+
+
+@pytest.fixture
+def own_cache_of_a_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NASDEPLOY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("own_cache_of_a_test")
+@pytest.mark.parametrize(
+    "other", [MadeUpDevice(machine={**MACHINE, "onnxruntime": "1.21.0"}), MadeUpDevice(cores=(3,))]
+)
+def test_only_results_of_the_newest_machine_count(
+    requests: list[Request], other: MadeUpDevice, tmp_path: Path
+) -> None:
+    profile = profile_of({"by_hand": True})
+    for name, count in (("all", 3), ("one", 1)):
+        pack = Pack()
+        pack.add(requests[:count])
+        pack.write(tmp_path / f"{name}.zip", purpose={})
+    kept(MadeUpDevice(), tmp_path / "all.zip", tmp_path, age=10)
+    assert len(device_of(profile).carry_out(requests).results) == 3
+    kept(other, tmp_path / "one.zip", tmp_path)
+    assert len(device_of(profile).carry_out(requests[:1]).results) == 1
+    with pytest.raises(NotMeasuredError):
+        device_of(profile).carry_out(requests)
+    kept(MadeUpDevice(), tmp_path / "one.zip", tmp_path, age=-10)  # it is the old machine again
+    assert len(device_of(profile).carry_out(requests).results) == 3
+
+
+@pytest.mark.usefixtures("own_cache_of_a_test")
+def test_kept_result_that_is_damaged_or_old_is_told_of_and_not_used(
+    requests: list[Request], tmp_path: Path
+) -> None:
+    pack = Pack()
+    pack.add(requests)
+    pack.write(tmp_path / "p.zip", purpose={})
+    good = kept(MadeUpDevice(), tmp_path / "p.zip", tmp_path)
+    (good.parent / "cut.json").write_bytes(good.read_bytes()[:-9])
+    (good.parent / "old.json").write_text('{"schema": "nasdeploy/pack-result/0"}')
+    notes: list[str] = []
+    device = device_of(profile_of({"by_hand": True}), note=notes.append)
+    assert len(device.carry_out(requests).results) == 3
+    assert sorted(note.partition(": ")[0] for note in notes) == [
+        str(good.parent / name) for name in ("cut.json", "old.json")
+    ]
+    assert all(note.endswith("; it is not used, and may be deleted") for note in notes)
+
+
+def test_result_that_cannot_be_kept_is_one_line(
+    table_result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NASDEPLOY_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"cannot be written .*: NASDEPLOY_CACHE=FOLDER chooses") as caught:
+        keep_result(read_result(table_result), "board")
+    assert str(caught.value).startswith(f"{tmp_path}/file/devices/board/")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.usefixtures("own_cache_of_a_test")
+def test_commands_that_write_no_packs_name_the_one_that_does() -> None:
+    with pytest.raises(
+        NotMeasuredError, match=r"nasdeploy measure -p board .* --pack board\.zip, there python3"
+    ):
+        check_profile(profile_of({"by_hand": True}), num_classes=4)
+
+
+@pytest.mark.usefixtures("own_cache_of_a_test")
+def test_pack_of_a_certification_also_asks_why_a_reduced_file_is_slow(
+    requests: list[Request], tmp_path: Path
+) -> None:
+    profile = HardwareProfile.from_dict(profile_data({"by_hand": True}) | {"runtime": {"precision": "int8"}})
+    job: Any = SimpleNamespace(folder=RunFolder(tmp_path / "run"))
+    folder = job.folder.model("board")
+    folder.path.mkdir(parents=True)
+    write_reference_model(folder.model)
+    pack = Pack()
+    pack.add(requests)
+    await_device(job, profile, pack)
+    assert len(read_manifest(folder.pack)["requests"]) == 3  # there is no reduced file
+    write_reference_model(folder.file("int8"), batch_size=2)
+    await_device(job, profile, pack)
+    *_, plain, reduced = read_manifest(folder.pack)["requests"]
+    expected = Pack()
+    expected.add([operator_request(path, profile.runtime) for path in (folder.model, folder.file("int8"))])
+    assert [plain, reduced] == expected.requests
+    kept(MadeUpDevice(), folder.pack, tmp_path)
+    reason = slowness(folder.model, folder.file("int8"), profile.runtime, device=device_of(profile))
+    assert [(row.operator, row.fp32_ms, row.ms) for row in reason.times] == [("Conv", 0.003, 0.003)]
+    await_device(job, profile, pack)
+    assert len(read_manifest(folder.pack)["requests"]) == 3  # answered: it is not asked again
+
+
 # --- a build
 
 
@@ -390,7 +560,7 @@ def test_build_waits_for_its_device(waiting: Waiting) -> None:
     assert f"run {folder.pack} there (python3 certify.zip)" in profile.message
     assert not folder.latency.exists()
     manifest = read_manifest(folder.pack)
-    assert set(manifest["requests"][0]["models"]) == {"board", "the smallest network", "the largest network"}
+    assert set(manifest["requests"][0]["models"]) == {"board", SMALLEST, LARGEST, REFERENCE}
     assert manifest["purpose"]["kind"] == "certify"
     metrics = json.loads(folder.metrics.read_text())
     assert [e.message for e in Draft202012Validator(load_schema("metrics")).iter_errors(metrics)] == []
@@ -456,8 +626,29 @@ def test_certification_counts_only_on_the_machine_of_the_table(waiting: Waiting,
     answer(run, MadeUpDevice(machine={**MACHINE, "cpu": "B"}))
     with pytest.raises(
         ConfigError, match=r"board: is not the machine that the latency table was measured on .cpu: A"
-    ):
+    ) as caught:
         build(settings, output_dir=run)
+    message = str(caught.value)
+    assert f"measure the table again (nasdeploy measure -p {waiting.folder}/board.toml --data " in message
+    assert message.endswith("--import latency.json) and then nasdeploy build --no-resume")
+    with pytest.raises(
+        NotMeasuredError, match=r"--pack board\.zip"
+    ):  # the table of the other one says nothing
+        build(settings, output_dir=run, resume=False)
+
+
+@pytest.mark.usefixtures("device_results")
+def test_import_of_a_certification_writes_where_it_is_kept(waiting: Waiting, tmp_path: Path) -> None:
+    run = waiting.copy(tmp_path)[1]
+    result = MadeUpDevice().run_pack(model_folder(run).pack, tmp_path / "latency.json")
+    code, out, err = call("measure", "--import", result, "--json", "-o", tmp_path / "kept.json")
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "kept.json").read_text()) == json.loads(out)
+    assert json.loads(out)["schema"] == "nasdeploy/kept-result/1"
+    assert Path(json.loads(out)["path"]).exists()
+    code, _, err = call("measure", "--import", result, "--space", "mobile")
+    assert code == 2
+    assert "certifies files, which needs no search space; leave out --space mobile" in err
 
 
 # --- the command line

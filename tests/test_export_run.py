@@ -326,6 +326,20 @@ def test_a_runtime_that_is_not_here_leaves_the_file_unmeasured(finished: RunFold
     assert one.message.startswith("latency not measured: runtime.provider = 'NobodysExecutionProvider'")
 
 
+def test_a_device_that_packs_are_carried_to_is_measured_by_bench(finished: RunFolder, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path)
+    stored = json.loads(run.run.read_text())
+    stored["profiles"]["small"]["device"] = {"by_hand": True}
+    run.run.write_text(json.dumps(stored))
+    one = export_one(run, tmp_path / "out")
+    assert one.model is not None
+    assert (one.exit_code, one.latency) == (0, None)
+    assert one.message == (
+        "latency not measured: small: cannot be measured from here; nasdeploy bench "
+        f"{one.model.path} -p small --pack bench.zip measures it"
+    )
+
+
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["export", str(tmp_path)])
     assert result.exit_code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -11,10 +12,12 @@ from jsonschema import Draft202012Validator
 from nasdeploy.costs.latency import BlockStats, Conditions, ModelLatency
 from nasdeploy.exporters.quantization_errors import OperatorError
 from nasdeploy.exporters.structure import Check
-from nasdeploy.pipeline.certifying import FP32, FP32_AGAIN, measured_file
+from nasdeploy.pipeline import figures
+from nasdeploy.pipeline.certifying import FP32, FP32_AGAIN, CapResult, measured_file
 from nasdeploy.pipeline.gates import AccuracyGate, Gates, Reason, SpeedGate, times_by_operator
 from nasdeploy.pipeline.reducing import accuracy_limit, with_precision
 from nasdeploy.profiles import HardwareProfile
+from nasdeploy.runs import ModelFolder
 from nasdeploy.schemas import load_schema
 
 CONDITIONS = Conditions(
@@ -188,3 +191,17 @@ def test_the_limit_of_the_drop_is_the_profile_s_own_or_that_of_the_precision() -
     assert accuracy_limit(profile(precision="int8"), "int8") == 0.01
     assert accuracy_limit(own, "fp32") is None
     assert with_precision(own, "fp32").runtime.precision == "fp32"
+
+
+def test_nothing_is_violated_before_the_device_has_answered() -> None:
+    violated = CapResult(
+        metric="file_size", cap=1.0, value=2.0, bound=None, status="violated", unit="bytes", text="2 > 1"
+    )
+    assert figures.status_of("a", [violated], {"passed": True}, "")[0] == "violated"
+    assert figures.status_of("a", [violated], {"passed": True}, "waits") == ("noisy", "a: waits")
+
+
+def test_figures_of_an_earlier_version_are_made_again(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path)
+    folder.metrics.write_text(json.dumps({"schema": "nasdeploy/metrics/1", "status": "certified"}))
+    assert not figures.is_finished(folder)

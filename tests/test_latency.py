@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from nasdeploy.costs import device
 from nasdeploy.costs.certification import check_cap, check_percent_cap, is_astride, is_unstable
+from nasdeploy.costs.device.runner import deadline_seconds
 from nasdeploy.costs.device.timing import (
     SETTLING_RUNS,
     Clocks,
@@ -36,7 +39,13 @@ from nasdeploy.costs.latency import (
     noise_floor,
     write_reference_model,
 )
-from nasdeploy.costs.sessions import HERE, block_requests, check_runtime_available, choose_cores
+from nasdeploy.costs.sessions import (
+    HERE,
+    block_requests,
+    check_runtime_available,
+    choose_cores,
+    start_requests,
+)
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles import Runtime
 
@@ -293,10 +302,35 @@ def test_missing_provider_is_refused_in_one_line() -> None:
     assert caught.value.exit_code == 2
 
 
-def test_cores_are_as_many_as_threads_or_none() -> None:
-    assert choose_cores(1) == choose_cores(1)
-    assert len(choose_cores(1) or [0]) == 1
-    assert choose_cores(10_000) is None
+def test_cores_are_the_last_ones_allowed_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {11, 2, 5}, raising=False)
+    assert (choose_cores(1), choose_cores(2), choose_cores(4)) == ([11], [5, 11], None)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert choose_cores(1) is None
+
+
+def test_deadline_leaves_a_slow_model_the_runs_that_it_gets_whatever_the_plan_allows() -> None:
+    plan = Plan(rounds=5, min_runs=50, min_seconds=0.0, max_seconds=0.25)
+    models = dict.fromkeys(map(str, range(200)), "m.onnx")
+    for ms in (700.0, 1500.0):
+        machine = FakeMachine()
+        measure_in_turns([machine.run("a", cycle([ms]))], plan, machine.clocks, random.Random(0))
+        first_run_s = ms / 1e3
+        spent_s = 200 * (machine.wall / 1e9 + first_run_s)
+        assert spent_s < deadline_seconds({"models": models, "plan": plan._asdict()})
+    assert deadline_seconds({"models": models, "plan": plan._asdict()}) == 60.0 + 200 * 11.0
+
+
+def test_no_room_for_temporary_files_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_reference_model(tmp_path / "m.onnx")
+    requests = start_requests(tmp_path / "m.onnx", Runtime(), count=1, seed=0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(ConfigError) as caught:
+        HERE.carry_out(requests)
+    assert str(caught.value) == (
+        f"{tmp_path}/none: cannot be written to (No such file or directory); expected room for temporary files there "
+        "or in another folder: TMPDIR=FOLDER"
+    )
 
 
 def test_a_real_measurement_in_fresh_processes(tmp_path: Path) -> None:

@@ -51,13 +51,14 @@ class MadeUpDevice:
 
     name = "a made-up device"
 
-    def __init__(self, *, tells: bool = True, noise: int = 0) -> None:
+    def __init__(self, *, tells: bool = True, noise: int = 0, seconds: float | None = None) -> None:
         self.tells = tells
+        self.seconds = seconds
         self.noise = noise
         self.num_starts = 0
 
     def carry_out(self, requests: Sequence[Request], *, progress: Progress | None = None) -> Answers:
-        return Answers(results=tuple(map(self._start, requests)), machine=MACHINE)
+        return Answers(results=tuple(map(self._start, requests)), machine=MACHINE, seconds=self.seconds)
 
     def _start(self, request: Request) -> dict[str, object]:
         self.num_starts += 1
@@ -168,6 +169,12 @@ def test_a_table_is_made_of_the_largest_starts(space: SearchSpace) -> None:
     )
     assert (table.smallest_bytes, table.largest_bytes) == (pytest.approx(smallest), pytest.approx(largest))
     assert MemoryTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def test_the_seconds_of_a_table_are_those_of_its_device(space: SearchSpace) -> None:
+    carried = measure_memory_table(space, Runtime(), num_networks=6, device=MadeUpDevice(seconds=1234.5))
+    assert carried.seconds == 1234.5
+    assert 0.0 < measure_memory_table(space, Runtime(), num_networks=6, device=MadeUpDevice()).seconds < 600.0
 
 
 def test_a_table_belongs_to_its_space_runtime_and_machine(space: SearchSpace) -> None:

@@ -227,7 +227,7 @@ class Builder:
         write_json(
             self.run.model(profile).metrics,
             {
-                "schema": "nasdeploy/metrics/1",
+                "schema": "nasdeploy/metrics/2",
                 "profile": profile,
                 "status": "certified",
                 "exit_code": 0,
@@ -625,7 +625,7 @@ def test_a_profile_that_failed_says_why_and_the_others_stay(builder: Builder) ->
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"schema": "nasdeploy/metrics/2"}', '{"schema": "nasdeploy/metrics/1"}']
+    "content", ["{", "[]", '{"schema": "nasdeploy/metrics/3"}', '{"schema": "nasdeploy/metrics/2"}']
 )
 def test_a_damaged_file_is_named(builder: Builder, content: str) -> None:
     path = builder.run.model("cpu-tight").metrics

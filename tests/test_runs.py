@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -68,6 +69,23 @@ def test_a_second_build_of_the_same_process_is_refused(tmp_path: Path) -> None:
             pass
     with RunFolder(tmp_path).locked():
         pass
+
+
+def test_only_own_leftovers_are_deleted_and_only_in_a_run(tmp_path: Path) -> None:
+    strangers = [tmp_path / ".notes.tmp", tmp_path / "deep" / ".run.json.tmp"]
+    own = tmp_path / "latency" / ".table.json.123.tmp"
+    for path in (*strangers, own):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("kept")
+    folder = RunFolder(tmp_path)
+    with folder.locked(), pytest.raises(RunFolderError, match="no run of nasdeploy"):
+        claim(folder)
+    assert all(path.exists() for path in (*strangers, own))
+    shutil.rmtree(tmp_path / "deep")
+    (tmp_path / ".notes.tmp").unlink()
+    assert not claim(folder)
+    assert claim(folder)
+    assert not own.exists()
 
 
 def test_the_lock_is_released_by_an_error(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_schemas_are_schemas(name: str) -> None:
     Draft202012Validator.check_schema(load_schema(name))
 
 
-VERSIONS = {"run": 2, "profile-latency": 2, "latency-table": 2}
+VERSIONS = {"metrics": 2, "run": 2, "profile-latency": 2, "latency-table": 2}
 
 
 @pytest.mark.parametrize("name", sorted(set(WRITTEN) - LINES))

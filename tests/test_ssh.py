@@ -104,7 +104,7 @@ def test_block_is_measured_over_ssh(
     assert len(answers.results) == 3
     assert all(answer["models"]["model"]["n"] >= 30 for answer in answers.results)
     assert shares == pytest.approx([1 / 3, 2 / 3, 1])
-    assert answers.machine == device.machine()
+    assert answers.machine == device.carry_out([]).machine
     assert answers.machine["onnx"] is None
 
 
@@ -123,15 +123,17 @@ def test_models_are_measured_over_ssh_as_anywhere(
 
 @needs_sshd
 def test_nothing_stays_behind(client: tuple[str, ...], bare_python: Path, tmp_path: Path) -> None:
-    there = tmp_path / "there"
-    there.mkdir()
-    python = tmp_path / "python"
+    python, here = tmp_path / "python", shlex.quote(str(tmp_path))
     python.write_text(
-        f'#!/bin/sh\nls "$(dirname "$1")" >> {shlex.quote(str(tmp_path))}/seen\nexec {bare_python} "$@"\n'
+        f'#!/bin/sh\nfolder=$(dirname "$1")\necho "$folder" > {here}/folder\nls "$folder" > {here}/seen\n'
+        f'exec {bare_python} "$@"\n'
     )
     python.chmod(0o755)
-    SshDevice(host="board", python=str(python), client=client).machine()
+    SshDevice(host="board", python=str(python), client=client).carry_out([])
+    folder = Path((tmp_path / "folder").read_text().strip())
     assert (tmp_path / "seen").read_text() == "pack.zip\n"
+    assert folder.is_absolute()
+    assert not folder.exists()
 
 
 @needs_sshd
@@ -154,7 +156,7 @@ def test_device_that_cannot_measure_gets_one_line(
     client: tuple[str, ...], changes: dict[str, object], expected: str
 ) -> None:
     with pytest.raises(ConfigError, match=expected) as caught:
-        SshDevice(**{"host": "board", "client": client, **changes}).machine()  # type: ignore[arg-type]
+        SshDevice(**{"host": "board", "client": client, **changes}).carry_out([])  # type: ignore[arg-type]
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -197,9 +199,20 @@ def test_what_ends_the_client_becomes_one_line(
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_refused_answer_names_no_file_that_is_gone(tmp_path: Path) -> None:
+    client = fake_client(tmp_path, f"cat > /dev/null; printf '\\n%s\\n{{}}' '{ssh.MARK}'")
+    with pytest.raises(NasdeployError) as caught:
+        SshDevice(host="board", client=client).carry_out([])
+    assert str(caught.value) == (
+        "board: its answer: schema None; expected 'nasdeploy/pack-result/1', a file that a pack wrote; the same "
+        "command measures again"
+    )
+    assert caught.value.exit_code == 1
+
+
 def test_missing_client_gets_one_line() -> None:
     with pytest.raises(ConfigError, match="no-ssh-here: not found; expected an ssh client"):
-        SshDevice(host="board", client=("no-ssh-here",)).machine()
+        SshDevice(host="board", client=("no-ssh-here",)).carry_out([])
 
 
 def test_silent_device_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +247,6 @@ def test_host_is_never_an_option(tmp_path: Path) -> None:
         tmp_path, f'printf "%s\\n" "$@" > {shlex.quote(os.fspath(tmp_path))}/arguments; exit 255'
     )
     with pytest.raises(ConfigError):
-        SshDevice(host="-oProxyCommand=x", client=client).machine()
+        SshDevice(host="-oProxyCommand=x", client=client).carry_out([])
     arguments = (tmp_path / "arguments").read_text().splitlines()
     assert arguments[arguments.index("-oProxyCommand=x") - 1] == "--"

@@ -32,6 +32,7 @@ from nasdeploy.profiles import Runtime, format_quantity
 __all__ = [
     "FULL",
     "QUICK",
+    "REFERENCE",
     "Attempt",
     "BenchProtocol",
     "Comparison",
@@ -42,8 +43,8 @@ __all__ = [
 
 Verdict = Literal["faster", "slower", "no difference"]
 
-# A name of a model never begins with a space.
-AGAIN, REFERENCE = " again", " reference"
+# No file can have a name with this character.
+AGAIN, REFERENCE = "\0again", "\0reference"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

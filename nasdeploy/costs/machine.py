@@ -13,7 +13,17 @@ __all__ = ["DECISIVE", "describe_difference", "fingerprint_hash", "machine_finge
 Fingerprint = Mapping[str, str | int | float | None]
 
 # A table measured under other values of these is refused; the rest is written down for the reader.
-DECISIVE = ("cpu", "cpu_flags", "architecture", "logical_cores", "cpu_quota", "system", "onnxruntime")
+# cores: that were asked for on a device, as text; not there where those were taken that a request takes by itself.
+DECISIVE = (
+    "cpu",
+    "cpu_flags",
+    "architecture",
+    "logical_cores",
+    "cpu_quota",
+    "system",
+    "onnxruntime",
+    "cores",
+)
 
 
 def fingerprint_hash(fingerprint: Fingerprint) -> str:

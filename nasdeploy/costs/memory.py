@@ -299,7 +299,8 @@ def measure_memory_table(
     planned = plan_memory_table(space, runtime, seed=seed, num_networks=num_networks, convert=convert)
     with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
         answers = device.carry_out(planned.requests(Path(folder)), progress=progress)
-    return planned.evaluate(answers, seconds=time.perf_counter() - started)
+    took = time.perf_counter() - started if answers.seconds is None else answers.seconds
+    return planned.evaluate(answers, seconds=took)
 
 
 def measure_memory(

@@ -33,14 +33,40 @@ Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Percentiles = dict[Literal["p50", "p90", "p95", "p99"], Milliseconds | None]
 
 
+class _Node(BaseModel):
+    """A node under the profiler."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: StrictStr
+    op_type: StrictStr
+    provider: StrictStr
+    calls: Annotated[StrictInt, Field(ge=0)]
+    median_us: Annotated[float, Field(allow_inf_nan=False, strict=True)]
+
+
+class _Operators(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    runs: Annotated[StrictInt, Field(ge=1)]
+    run_us: Number
+    nodes: list[_Node]
+
+
 class _Answer(BaseModel):
     """One model of one request that only started it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     session_ms: Milliseconds
     first_run_ms: Milliseconds
     batch_size: Annotated[StrictInt, Field(ge=1)]
+
+
+class _Profiled(_Answer):
+    """One model of one request that profiled it."""
+
+    operators: _Operators
 
 
 class _Times(_Answer):
@@ -53,6 +79,7 @@ class _Times(_Answer):
     cpu_ms: Percentiles
     cpu_p25_ms: Milliseconds
     wall_over_cpu: Milliseconds
+    late: Annotated[StrictInt, Field(ge=0)] = 0
 
 
 class _Conditions(BaseModel):
@@ -66,6 +93,7 @@ class _Conditions(BaseModel):
     onnxruntime: StrictStr
     memory_before_bytes: Annotated[StrictInt, Field(ge=0)] | None
     peak_memory_bytes: Annotated[StrictInt, Field(ge=0)] | None
+    load: list[Number] | None = None
 
 
 class _Plan(BaseModel):
@@ -148,12 +176,18 @@ def check_answered(path: Path, requests: Sequence[Request], result: DeviceResult
             raise UsageError(f"{where}: no result for the model '{missing[0]}'; expected one for each")
         try:
             _Conditions.model_validate(answer)
-            kind = _Answer if request["plan"] is None else _Times
+            kind = _kind_of(request)
             for name in request["models"]:
                 _check_percentiles(where, name, kind.model_validate(models[name]))
         except ValidationError as error:
             raise UsageError(f"{where}: {_first(error)}; expected what a clock can give") from error
     _check_counts(path, requests, result)
+
+
+def _kind_of(request: Request) -> type[_Answer]:
+    if request["plan"] is not None:
+        return _Times
+    return _Profiled if request.get("operators") else _Answer
 
 
 def _check_percentiles(where: str, name: str, times: _Answer) -> None:

@@ -31,7 +31,6 @@ __all__ = [
     "PackResult",
     "manifest_bytes",
     "read_answers",
-    "read_manifest",
     "read_result",
     "write_pack",
 ]
@@ -69,16 +68,6 @@ class PackResult:
         """What the pack was written for."""
         purpose: Mapping[str, Any] = self.manifest["purpose"]
         return purpose
-
-    def check_is_of(self, requests: Sequence[Request]) -> None:
-        """Raise UsageError unless the device measured what ``requests`` ask for, models compared by their content."""
-        expected, _ = _packed(requests)
-        found = self.manifest["requests"]
-        if found != expected:
-            raise UsageError(
-                f"{self.path}: {_difference(found, expected)}; expected the answers to the pack that this version of "
-                "nasdeploy writes: write the pack again and run it"
-            )
 
     def answers_to(self, requests: Sequence[Request]) -> Answers | None:
         """Return the answers to ``requests``, some of those of the pack in any order; None where it lacks one.
@@ -135,16 +124,12 @@ def write_pack(path: Path, requests: Sequence[Request], *, purpose: Mapping[str,
 def _write(
     path: Path, requests: Sequence[Request], models: Mapping[str, bytes], *, purpose: Mapping[str, Any]
 ) -> dict[str, Any]:
-    code = {f"{CODE}/{file.name}": file.read_bytes() for file in _code_files()}
-    texts = {"__main__.py": MAIN.encode(), **code}
+    texts = {"__main__.py": MAIN.encode(), **_code()}
     manifest = {
         "schema": PACK_SCHEMA,
         "version": __version__,
         "purpose": dict(purpose),
-        "files": {
-            **{name: hashlib.sha256(content).hexdigest() for name, content in texts.items()},
-            **{name: Path(name).stem for name in sorted(models)},
-        },
+        "files": {**_hashes(texts), **{name: Path(name).stem for name in sorted(models)}},
         "requests": list(requests),
     }
     stream = io.BytesIO()
@@ -164,23 +149,11 @@ def _write(
     return manifest
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of the pack at ``path``. Raises UsageError where there is none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            manifest = json.loads(archive.read(MANIFEST))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); expected a pack that nasdeploy wrote") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != PACK_SCHEMA:
-        raise UsageError(f"{path}: expected a pack of the schema {PACK_SCHEMA}")
-    return manifest
-
-
 def read_result(path: Path) -> PackResult:
     """Return what a device answered, as far as the file alone can tell whether to believe it.
 
-    Raises UsageError for a file that is damaged, was changed, lacks models or requests, or holds numbers that no
-    clock gave.
+    The cores that were asked for there are a part of its machine. Raises UsageError for a file that is damaged, was
+    changed, comes from other code than this version's, lacks models or requests, or holds numbers that no clock gave.
     """
     result = parse_result(path)
     manifest = result.pack
@@ -188,11 +161,13 @@ def read_result(path: Path) -> PackResult:
         raise UsageError(
             f"{path}: is of another pack than the one that it holds; expected the file as it was written"
         )
+    _check_code(path, manifest)
     check_answered(path, manifest["requests"], result)
+    cores = {} if result.cores is None else {"cores": ",".join(map(str, result.cores))}
     return PackResult(
         path=path,
         manifest=manifest,
-        answers=Answers(results=tuple(result.results), machine=result.machine),
+        answers=Answers(results=tuple(result.results), machine={**result.machine, **cores}),
         seconds=result.seconds,
     )
 
@@ -205,8 +180,23 @@ def read_answers(path: Path, manifest: Mapping[str, Any]) -> Answers:
     return result.answers
 
 
-def _code_files() -> list[Path]:
-    return sorted(Path(next(iter(device.__path__))).glob("*.py"))
+def _check_code(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise UsageError for times that other code took than this version's: they need not mean the same."""
+    there = {name: sha256 for name, sha256 in manifest["files"].items() if name.startswith(f"{CODE}/")}
+    if there != _hashes(_code()):
+        raise UsageError(
+            f"{path}: was measured by the code of another nasdeploy (version {manifest['version']} there, "
+            f"{__version__} here); expected the result of a pack of this one: write the pack again and run it"
+        )
+
+
+def _hashes(contents: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+
+
+def _code() -> dict[str, bytes]:
+    files = sorted(Path(next(iter(device.__path__))).glob("*.py"))
+    return {f"{CODE}/{file.name}": file.read_bytes() for file in files}
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
@@ -234,15 +224,3 @@ def _packed(requests: Sequence[Request]) -> tuple[list[Request], dict[str, bytes
         for request in requests
     ]
     return relative, models
-
-
-def _difference(found: Sequence[Request], expected: Sequence[Request]) -> str:
-    """Return the first thing in which two lists of requests differ."""
-    if len(found) != len(expected):
-        return f"{len(found)} requests there, {len(expected)} here"
-    there, here = next((a, b) for a, b in zip(found, expected, strict=True) if a != b)
-    key = next(key for key in here if there.get(key) != here[key])
-    if key != "models":
-        return f"{key} = {json.dumps(there.get(key))} there, {json.dumps(here[key])} here"
-    model = next((name for name in here[key] if there[key].get(name) != here[key][name]), None)
-    return f"{model or 'a model'} is another model there than here"

@@ -21,10 +21,9 @@ from typing import IO
 
 from nasdeploy.costs.device.pack_runner import NOISY, REFUSED
 from nasdeploy.costs.device.runner import deadline_seconds
-from nasdeploy.costs.machine import Fingerprint
 from nasdeploy.costs.packs import read_answers, write_pack
 from nasdeploy.costs.sessions import Answers, Progress, Request
-from nasdeploy.errors import ConfigError, NasdeployError, NoisyMeasurementError
+from nasdeploy.errors import ConfigError, NasdeployError, NoisyMeasurementError, UsageError
 
 __all__ = ["SshDevice"]
 
@@ -74,15 +73,12 @@ class SshDevice:
         """What messages call it."""
         return self.host
 
-    def machine(self) -> Fingerprint:
-        """Return what is known of the device, after checking that it can measure. Raises as :meth:`carry_out`."""
-        return self.carry_out([]).machine
-
     def carry_out(self, requests: Sequence[Request], *, progress: Progress | None = None) -> Answers:
         """Measure there, one request after the other.
 
         Raises ConfigError for a device that cannot be reached, lacks Python or a package, or refuses a model,
-        NoisyMeasurementError when a process there does not end in time, NasdeployError when one dies.
+        NoisyMeasurementError when a process there does not end in time, NasdeployError when one dies or its answer
+        cannot be believed.
         """
         if shutil.which(self.client[0]) is None:
             raise ConfigError(f"{self.client[0]}: not found; expected an ssh client to reach {self.host}")
@@ -94,7 +90,11 @@ class SshDevice:
                 if code != 0:
                     raise self._error(code, told, _original_names(requests, manifest["requests"]))
                 result.write_bytes(_after_mark(output))
-            return read_answers(result, manifest)
+            try:
+                return read_answers(result, manifest)
+            except UsageError as error:
+                why = str(error).replace(str(result), "its answer")  # that file is gone in a moment
+                raise NasdeployError(f"{self.host}: {why}; the same command measures again") from error
 
     def _run(
         self,

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from nasdeploy import __version__
@@ -112,6 +113,10 @@ class TableStore:
 
 
 def _machine_key(machine: Fingerprint) -> str:
-    """Return a short hash of the machine, its ONNX Runtime, and of what made the models that were measured."""
-    parts = (fingerprint_hash(machine), __version__, SCHEMA, str(machine.get("onnx")))
+    """Return a short hash of the machine, its ONNX Runtime, and of what made the models that were measured.
+
+    They are made here, also for a device: quantised ones by this machine's ONNX Runtime.
+    """
+    made_by = (__version__, version("onnx"), version("onnxruntime"))
+    parts = (fingerprint_hash(machine), SCHEMA, *made_by)
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]

@@ -13,11 +13,13 @@ from nasdeploy.costs.counting import counting_tables
 from nasdeploy.exporters.verification import Verification
 from nasdeploy.pipeline.bench_packs import import_bench, pack_bench
 from nasdeploy.pipeline.benching import BenchResult, bench
-from nasdeploy.pipeline.building import BuildResult, ProfileResult, identity, run_build
+from nasdeploy.pipeline.building import BuildResult, identity, run_build
 from nasdeploy.pipeline.certifying import CapResult
 from nasdeploy.pipeline.context import Job, check_buildable, default_folder, prepare, torch_environment
+from nasdeploy.pipeline.devices import where
 from nasdeploy.pipeline.distributions import check_joining, find_distributions
 from nasdeploy.pipeline.exporting import ExportResult, export_run
+from nasdeploy.pipeline.figures import ProfileResult
 from nasdeploy.pipeline.measuring import MeasuredRuntime, MeasureResult, measure
 from nasdeploy.pipeline.memory import quick_memory_tables
 from nasdeploy.pipeline.packing import KeptResult, WrittenPack, import_result, pack_table
@@ -187,7 +189,7 @@ def plan(
                 {
                     **exact_tables(job, p),
                     "latency": quick_latency_table(job.space, p),
-                    **quick_memory_tables(job.space, p),
+                    **quick_memory_tables(job.space, p, seed=settings.seed),
                 },
             )
             for p in job.profiles
@@ -297,7 +299,7 @@ def _work(job: Job, images_per_second: float) -> dict[str, Any]:
 
 
 def _num_runtimes(profiles: Sequence[HardwareProfile]) -> int:
-    return len({(p.runtime.key(), p.runtime.channel_multiple) for p in profiles})
+    return len({(p.runtime.key(), p.runtime.channel_multiple, where(p)) for p in profiles})
 
 
 def _with(

@@ -14,6 +14,7 @@ from nasdeploy.exporters.runtime import onnx_predictions
 from nasdeploy.files import write_json
 from nasdeploy.pipeline.context import Job
 from nasdeploy.pipeline.models import Builder
+from nasdeploy.pipeline.reducing import in_fp32, reduce_model
 from nasdeploy.pipeline.searching import make_objective
 from nasdeploy.pipeline.tables import ProfileCosts, metadata_of
 from nasdeploy.spaces.base import Architecture
@@ -39,17 +40,28 @@ def _build(job: Job, costs: ProfileCosts, builder: Builder, kind: str, architect
     checkpoint = job.folder.baseline_checkpoint(name, kind)
     network, _ = builder.retrain(f"{name} ({kind} baseline)", architecture, checkpoint=checkpoint)
     with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
-        path = Path(folder, "model.onnx")
-        make_exporter(job.settings.exporter).export(
+        sized, profile = job.at(architecture), costs.profile
+        made = make_exporter(job.settings.exporter).export(
             network,
             image_shape=job.space.input_shape(architecture),
-            path=path,
-            opset=costs.profile.runtime.opset,
+            path=Path(folder, "model.onnx"),
+            opset=profile.runtime.opset,
             batch_size=None,
-            metadata=metadata_of(job, costs.profile, architecture),
+            metadata=metadata_of(job, in_fp32(profile), architecture),
         )
-        test = job.at(architecture).dataset.test
-        predictions = onnx_predictions(path, test.images)
+        if (
+            job.folder.model(name).shipped() != job.folder.model(name).model
+        ):  # in the format of the searched one
+            made = reduce_model(
+                sized,
+                made,
+                precision=profile.runtime.precision,
+                path=Path(folder, "reduced.onnx"),
+                batch_size=None,
+                metadata=metadata_of(job, profile, architecture),
+            )
+        test = sized.dataset.test
+        predictions = onnx_predictions(made.path, test.images)
     labels = test.labels.numpy()
     accuracy = accuracy_metrics(predictions, labels, num_classes=job.dataset.num_classes)
     choices = np.array([architecture.choices])

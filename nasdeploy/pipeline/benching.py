@@ -51,7 +51,8 @@ def bench(
     when a process does not end in time; an unstable machine and a violated cap are in the result's ``failures``.
     """
     loaded = load_profile(profile) if isinstance(profile, str | Path) else profile
-    device = device or _device_of(loaded)
+    observer = observer or Silent()
+    device = device or _device_of(loaded, observer)
     work, protocol, cap = prepare_work(
         models,
         profile=loaded,
@@ -62,7 +63,7 @@ def bench(
         check_cap=check_cap,
         seed=seed,
         device=device,
-        observer=observer or Silent(),
+        observer=observer,
     )
     before = _load(device)
     start_ups = work.start_all(protocol.num_starts, num_blocks=protocol.blocks)
@@ -132,7 +133,7 @@ def prepare_work(
     return work, protocol, cap
 
 
-def _device_of(profile: HardwareProfile | None) -> Device:
+def _device_of(profile: HardwareProfile | None, observer: Observer) -> Device:
     if profile is None:
         return HERE
     pack = shlex.quote(f"{profile.name}.zip")
@@ -140,7 +141,7 @@ def _device_of(profile: HardwareProfile | None) -> Device:
         f"expected what it has measured: the same command with --pack {pack}, there python3 {pack}, and here nasdeploy "
         "bench --import latency.json"
     )
-    return device_of(profile, remedy=remedy)
+    return device_of(profile, remedy=remedy, note=observer.note)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nasdeploy.costs.certification import CapCheck, is_astride
-from nasdeploy.costs.counting import count_network
 from nasdeploy.costs.machine import machine_fingerprint
-from nasdeploy.data.metrics import accuracy_metrics, is_unbalanced
-from nasdeploy.errors import most_serious
-from nasdeploy.exporters.runtime import onnx_predictions
+from nasdeploy.data.metrics import is_unbalanced
+from nasdeploy.errors import NasdeployError, most_serious
 from nasdeploy.files import write_json
-from nasdeploy.networks import build_network
 from nasdeploy.pipeline.baselines import build_baselines
 from nasdeploy.pipeline.certifying import CapResult, MeasuredFile, cap_results, measure_latency_caps
 from nasdeploy.pipeline.context import Job, dataset_facts, package_versions, torch_environment
-from nasdeploy.pipeline.devices import await_device, device_for
+from nasdeploy.pipeline.devices import await_device, device_for, where
 from nasdeploy.pipeline.distributions import Distributions, find_distributions
+from nasdeploy.pipeline.figures import ProfileResult, exact_values, is_finished, metrics_of, profile_result
 from nasdeploy.pipeline.gates import Gates
 from nasdeploy.pipeline.memory import memory_of_file, memory_rooms
-from nasdeploy.pipeline.models import Builder, training_facts
+from nasdeploy.pipeline.models import Builder
 from nasdeploy.pipeline.reducing import slowness
 from nasdeploy.pipeline.selecting import (
     SAFETY,
@@ -36,7 +33,6 @@ from nasdeploy.pipeline.selecting import (
     join_run,
     latency_room,
     select_missing,
-    stored_architecture,
     tighten,
 )
 from nasdeploy.pipeline.tables import ProfileCosts
@@ -44,36 +40,8 @@ from nasdeploy.profiles import HardwareProfile
 from nasdeploy.reporting import write_checksums, write_model_card, write_report
 from nasdeploy.runs import ModelFolder, read_json
 
-METRICS_SCHEMA = "nasdeploy/metrics/1"
 MAX_ATTEMPTS = 3
 """How often a profile goes back to selection after its exported file broke a cap."""
-
-EXIT_CODES = {"certified": 0, "violated": 3, "gate-failed": 4, "noisy": 5}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProfileResult:
-    """What came of one profile; accuracy and latency are those of the ONNX file, accuracy on the test split.
-
-    model: the file that ships; shipped: its name; precision: its number format. peak_memory: the median of what the
-    file added to a process, None where the budget does not name it.
-    """
-
-    profile: str
-    status: str
-    exit_code: int
-    message: str
-    model: Path | None
-    shipped: str
-    precision: str
-    accuracy: float | None
-    latency_ms: float | None
-    params: int
-    flops: int
-    macs: int
-    file_size: int
-    peak_memory: int | None
-    caps: tuple[CapResult, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +95,9 @@ def _build_pending(job: Job, found: Distributions, builder: Builder, selector: S
     """
     select_missing(job, found, selector)
     join_run(job)
-    pending = [p for p in job.profiles if not _is_finished(job.folder.model(p.name))]
+    pending = [p for p in job.profiles if not is_finished(job.folder.model(p.name))]
+    for profile in pending:  # what is made again must not be described as finished meanwhile
+        job.folder.model(profile.name).discard_figures()
     made = {profile.name: builder.build(profile) for profile in pending}
     return {name: gates for name, gates in made.items() if gates is not None}
 
@@ -135,15 +105,36 @@ def _build_pending(job: Job, found: Distributions, builder: Builder, selector: S
 def _finish_pending(
     job: Job, costs: Mapping[str, ProfileCosts], reduced: Mapping[str, Gates], given_up: set[str]
 ) -> dict[str, _Broken]:
-    """Measure every file that has no figures yet and store them; a reduced one that failed a gate is deleted.
+    """Measure every file that has no figures yet and store them, device by device.
 
     Returns the profiles that broke a cap, without figures, to be selected again: a few times at most, and not those
-    that were given up.
+    that were given up. A device that fails keeps no other from its figures: its error is raised behind them.
     """
-    pending = [p for p in job.profiles if not _is_finished(job.folder.model(p.name))]
+    pending = [p for p in job.profiles if not is_finished(job.folder.model(p.name))]
     if not pending:
         return {}
     job.observer.start("certify", len(pending))
+    broken: dict[str, _Broken] = {}
+    failures = []
+    for place in dict.fromkeys(map(where, pending)):
+        try:
+            broken |= _finish(job, [p for p in pending if where(p) == place], costs, reduced, given_up)
+        except NasdeployError as error:
+            failures.append(error)
+    job.observer.finish("certify", {})
+    if failures:
+        raise failures[0]
+    return broken
+
+
+def _finish(
+    job: Job,
+    pending: Sequence[HardwareProfile],
+    costs: Mapping[str, ProfileCosts],
+    reduced: Mapping[str, Gates],
+    given_up: set[str],
+) -> dict[str, _Broken]:
+    """Measure the files of one device and store their figures; a reduced one that failed a gate is deleted."""
     measured = _measure(job, [p.name for p in pending], reduced)
     broken = {}
     for profile in pending:
@@ -159,16 +150,19 @@ def _finish_pending(
             reduced_file = folder.file(reduced[profile.name].precision)
             packs.append(memory_of_file(job, profile, reduced_file).pack if reduced_file.exists() else None)
         awaited = await_device(job, profile, *packs)
-        values = _exact_values(job, profile.name, shipped) | {"peak_memory": memory.median_bytes}
+        values = exact_values(job, profile.name, shipped) | {"peak_memory": memory.median_bytes}
         caps = cap_results(one, values, check, memory.check)
-        rooms = _rooms(one, caps, check) | memory_rooms(one.memory, memory.check)
+        # Before its device has answered it is not known which file ships: nothing of it can be broken.
+        rooms = {} if awaited else _rooms(one, caps, check) | memory_rooms(one.memory, memory.check)
         if rooms and not _is_last_attempt(folder, profile.name, given_up):
-            _remember(one, architecture_hash_of(job, profile.name), rooms, check, memory.check)
+            if (
+                gates is None or gates.passed
+            ):  # a file in another format than the tables' says nothing to them
+                _remember(one, architecture_hash_of(job, profile.name), rooms, check, memory.check)
             broken[profile.name] = rooms
         else:
-            metrics = _metrics(job, profile.name, shipped, values, caps, gates, awaited=awaited)
+            metrics = metrics_of(job, profile.name, shipped, values, caps, gates, awaited=awaited)
             write_json(folder.metrics, metrics)
-    job.observer.finish("certify", {})
     return broken
 
 
@@ -197,7 +191,7 @@ def _measure(job: Job, names: Sequence[str], reduced: Mapping[str, Gates]) -> di
 def _decide(job: Job, profile: HardwareProfile, gates: Gates | None, measured: MeasuredFile) -> Gates | None:
     """Return both gates of a reduced file, and tell of them; the file is deleted where it does not ship."""
     if gates is None or measured.pack is not None:
-        return None
+        return gates if gates is not None and not gates.accuracy.passed else None
     folder = job.folder.model(profile.name)
     gates = replace(gates, speed=measured.speed)
     if measured.speed is not None and not measured.speed.passed:
@@ -226,20 +220,6 @@ def _rooms(costs: ProfileCosts, caps: Sequence[CapResult], check: CapCheck | Non
     return rooms
 
 
-def _is_finished(folder: ModelFolder) -> bool:
-    """Return whether a profile's figures stand: of this very file, and not of a machine too noisy to certify it."""
-    if not folder.metrics.exists():
-        return False
-    stored = read_json(folder.metrics, schema=METRICS_SCHEMA)
-    files = {folder.model: stored["sha256_fp32"], folder.shipped(): stored["sha256"]}
-    whole = all(path.exists() and _sha256(path) == expected for path, expected in files.items())
-    return bool(whole and stored["status"] != "noisy")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _is_last_attempt(folder: ModelFolder, name: str, given_up: set[str]) -> bool:
     """Return whether a profile that breaks a cap is not selected again."""
     return name in given_up or int(read_json(folder.architecture)["attempt"]) >= MAX_ATTEMPTS
@@ -262,99 +242,6 @@ def _next_selection(job: Job, found: Distributions, name: str, rooms: _Broken) -
     for metric, room in rooms.items():
         tighten(selection, metric, room=room, predicted=stored["predicted"][metric])
     return selection
-
-
-def _exact_values(job: Job, name: str, shipped: Path) -> dict[str, float | None]:
-    """Return what the stand-alone network and the shipped file really have: built again and counted."""
-    architecture = stored_architecture(job, name)
-    network = build_network(job.space, architecture, job.normalise())
-    count = count_network(network, job.space.input_shape(architecture))
-    file_size = shipped.stat().st_size
-    return {"params": count.params, "flops": count.flops, "macs": count.macs, "file_size": file_size}
-
-
-def _metrics(
-    job: Job,
-    name: str,
-    shipped: Path,
-    values: Mapping[str, float | None],
-    caps: Sequence[CapResult],
-    gates: Gates | None,
-    *,
-    awaited: str,
-) -> dict[str, Any]:
-    folder = job.folder.model(name)
-    training, verify = training_facts(folder), read_json(folder.verify)
-    status, message = _status(name, caps, verify, awaited)
-    if gates is not None and not gates.passed:
-        message = f"{message}; {gates.describe()}"
-    return {
-        "schema": METRICS_SCHEMA,
-        "profile": name,
-        "status": status,
-        "exit_code": EXIT_CODES[status],
-        "message": message,
-        "shipped": shipped.name,
-        "precision": gates.precision if gates is not None and gates.passed else "fp32",
-        "gates": None if gates is None else gates.to_json(),
-        "accuracy": _test_accuracy(job, name, shipped) if verify["passed"] else None,
-        "validation_accuracy": training["validation"]["accuracy"],
-        **values,
-        "caps": [asdict(cap) for cap in caps],
-        "retraining": training["retraining"],
-        "exporter": job.settings.exporter,
-        "opset": next(p.runtime.opset for p in job.profiles if p.name == name),
-        "sha256": _sha256(shipped),
-        "sha256_fp32": _sha256(folder.model),
-    }
-
-
-def _status(name: str, caps: Sequence[CapResult], verify: Mapping[str, Any], awaited: str) -> tuple[str, str]:
-    if not verify["passed"]:
-        failed = next(check for check in verify["checks"] if not check["passed"])
-        return "gate-failed", f"{name}: the exported file failed the check '{failed['name']}'"
-    for status, word in (("violated", "violated"), ("undecided", "noisy")):
-        texts = [cap.text for cap in caps if cap.status == status]
-        if texts or (word == "noisy" and awaited):
-            return word, f"{name}: {awaited or '; '.join(texts)}"
-    return "certified", f"{name}: every cap holds"
-
-
-def _test_accuracy(job: Job, name: str, shipped: Path) -> dict[str, Any]:
-    """Return the accuracy of the ONNX file that ships on the test split: the one time that split is read."""
-    test = job.at(stored_architecture(job, name)).dataset.test
-    predictions = onnx_predictions(shipped, test.images)
-    accuracy = accuracy_metrics(predictions, test.labels.numpy(), num_classes=job.dataset.num_classes)
-    return {
-        "top1": accuracy.top1,
-        "macro": accuracy.macro,
-        "per_class": dict(zip(job.dataset.class_names, accuracy.per_class, strict=True)),
-        "num_images": len(test),
-    }
-
-
-def profile_result(job: Job, name: str) -> ProfileResult:
-    """Return the stored result of one profile."""
-    folder = job.folder.model(name)
-    stored = read_json(folder.metrics, schema=METRICS_SCHEMA)
-    accuracy = stored["accuracy"]
-    return ProfileResult(
-        profile=name,
-        status=stored["status"],
-        exit_code=stored["exit_code"],
-        message=stored["message"],
-        model=folder.shipped(),
-        shipped=stored["shipped"],
-        precision=stored["precision"],
-        accuracy=accuracy["top1"] if accuracy else None,
-        latency_ms=read_json(folder.latency)["summary"]["p50_ms"] if folder.latency.exists() else None,
-        params=stored["params"],
-        flops=stored["flops"],
-        macs=stored["macs"],
-        file_size=stored["file_size"],
-        peak_memory=stored["peak_memory"],
-        caps=tuple(CapResult(**cap) for cap in stored["caps"]),
-    )
 
 
 def _command() -> list[str]:

@@ -84,7 +84,7 @@ def _chosen_profiles(job: Job, names: Sequence[str] | None) -> list[HardwareProf
     known = {profile.name: profile for profile in job.profiles}
     trained = [name for name in known if _is_trained(job, name)]
     if names is None:
-        for name in known.keys() - set(trained):
+        for name in [name for name in known if name not in trained]:
             job.observer.note(f"{name}: is not trained in {job.folder.path}; left out")
         names = trained
     chosen = list(

@@ -126,7 +126,7 @@ def measure(
     """
     observer = observer or Silent()
     groups = group_by_runtime(profiles)
-    devices = [device or device_of(group.profile) for group in groups]
+    devices = [device or device_of(group.profile, note=observer.note) for group in groups]
     for group, used in zip(groups, devices, strict=True):
         if used is HERE:
             check_runtime_available(group.runtime)

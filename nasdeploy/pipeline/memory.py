@@ -227,18 +227,20 @@ def memory_room(memory: ProfileMemory, check: CapCheck) -> float:
     return SAFETY * allowed / found
 
 
-def quick_memory_tables(space: SearchSpace, profile: HardwareProfile) -> Mapping[str, CostTable]:
+def quick_memory_tables(
+    space: SearchSpace, profile: HardwareProfile, *, seed: int = 0
+) -> Mapping[str, CostTable]:
     """Return {"peak_memory": table} good enough for ``profiles check``, in seconds; {} without such a budget.
 
-    Weights between two measured ends: exact for the smallest and the largest network, a guess between them. Raises as
-    :func:`profile_memory`.
+    Weights between two measured ends: exact for the smallest and the largest network, a guess between them. For a
+    device that packs are carried to: the table of ``seed`` that came back. Raises as :func:`profile_memory`.
     """
     if profile.budget.peak_memory is None:
         return {}
     device = device_of(profile)
     if is_by_hand(profile):
         convert = conversion_to(profile.runtime.precision)
-        table = measure_memory_table(space, profile.runtime, convert=convert, device=device)
+        table = measure_memory_table(space, profile.runtime, seed=seed, convert=convert, device=device)
         return {METRIC: table.cost_table(space)}
     with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
         files = _write_ends(space, profile.runtime, Path(folder))

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasdeploy.errors import ConfigError
+from nasdeploy.errors import ConfigError, GateError
 from nasdeploy.exporters import ExportedModel, make_exporter
-from nasdeploy.exporters.quantization_errors import operator_errors
+from nasdeploy.exporters.quantization_errors import OperatorError, operator_errors
+from nasdeploy.exporters.runtime import first_line
 from nasdeploy.exporters.verification import Verification, VerifyLimits, verify_export, verify_file
 from nasdeploy.files import write_json
 from nasdeploy.networks import Supernet, build_network
@@ -26,6 +27,7 @@ from nasdeploy.pipeline.reducing import (
     in_fp32,
     num_calibration_images,
     reduce_model,
+    unconverted,
 )
 from nasdeploy.pipeline.resuming import Checkpoint, carry_out
 from nasdeploy.pipeline.selecting import stored_architecture
@@ -84,28 +86,46 @@ class Builder:
         phase = f"convert {profile.name}"
         job.observer.start(phase)
         batch_size = file_batch(job, profile)
-        made = reduce_model(
-            job,
-            plain,
-            precision=precision,
-            path=job.folder.model(profile.name).file(precision),
-            batch_size=batch_size,
-            metadata=metadata_of(job, profile, architecture),
-        )
+        calibrated = num_calibration_images(job, precision)
+        try:
+            made = reduce_model(
+                job,
+                plain,
+                precision=precision,
+                path=job.folder.model(profile.name).file(precision),
+                batch_size=batch_size,
+                metadata=metadata_of(job, profile, architecture),
+            )
+        except GateError as error:  # the float32 file is good all the same
+            job.observer.finish(phase, {"precision": precision})
+            job.observer.note(f"{profile.name}: {error}")
+            accuracy = unconverted(job, network, str(error))
+            return Gates(precision=precision, accuracy=accuracy, calibration_images=calibrated)
         gates = Gates(
             precision=precision,
             accuracy=reduced_accuracy(job, profile, network, made.path),
-            calibration_images=num_calibration_images(job, precision),
+            calibration_images=calibrated,
         )
         job.observer.finish(phase, {"precision": precision, "file_size": made.file_size})
         job.observer.note(f"{profile.name}: {gates.accuracy.describe()}")
         if gates.accuracy.passed:
             return gates
-        images = calibration_batches(job, batch_size, num_images=NUM_EXPLAINED_IMAGES)
-        runs = gates.accuracy.accuracy is not None
-        errors = operator_errors(plain.path, made.path, images) if runs else ()
+        errors = self._explained(job, plain, made, batch_size) if gates.accuracy.accuracy is not None else ()
         made.path.unlink()
         return replace(gates, reason=Reason(gate="accuracy", errors=errors))
+
+    def _explained(
+        self, job: Job, plain: ExportedModel, made: ExportedModel, batch_size: int | None
+    ) -> tuple[OperatorError, ...]:
+        """Return what each operator adds to the error of a reduced file; nothing where that cannot be told."""
+        images = calibration_batches(job, batch_size, num_images=NUM_EXPLAINED_IMAGES)
+        try:
+            return operator_errors(plain.path, made.path, images)
+        except (
+            Exception
+        ) as error:  # of onnxruntime's tools, with no common class: no reason to lose the build
+            job.observer.note(f"the errors of single operators are not known ({first_line(error)})")
+            return ()
 
     def trained(self, name: str, architecture: Architecture, folder: ModelFolder) -> nn.Module:
         """Return the trained network on the CPU, in evaluation mode: from the run folder, or trained now."""

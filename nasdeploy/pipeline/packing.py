@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nasdeploy.costs.by_hand import ByHandDevice, NotMeasuredError, packed
 from nasdeploy.costs.memory import measure_memory_table
 from nasdeploy.costs.packs import Pack, PackResult, read_result
+from nasdeploy.costs.sessions import HERE
 from nasdeploy.errors import ConfigError, UsageError
 from nasdeploy.pipeline.devices import CERTIFY, keep_result, where
 from nasdeploy.pipeline.latency_tables import conversion_to, table_for
 from nasdeploy.pipeline.measuring import MeasureResult, measure, space_to_measure
+from nasdeploy.plugins import is_reference
 from nasdeploy.profiles import HardwareProfile, load_profile
 from nasdeploy.progress import Observer, Silent
 from nasdeploy.spaces import SearchSpace
@@ -80,10 +83,11 @@ def pack_table(
     """Write the pack that measures the latency table of a space for ``profile`` on its device to ``path``.
 
     Also what its memory table needs, where its budget names peak_memory. Arguments as in
-    :func:`nasdeploy.pipeline.measuring.measure`. Raises ConfigError, DataError, and UsageError for a path that cannot
-    be written.
+    :func:`nasdeploy.pipeline.measuring.measure`. Raises ConfigError, also for a profile without a device, DataError,
+    and UsageError for a path that cannot be written.
     """
     loaded = profile if isinstance(profile, HardwareProfile) else load_profile(profile)
+    _require_device(loaded)
     made = space_to_measure(
         space, data=data, image_shape=image_shape, num_classes=num_classes, image_sizes=image_sizes, seed=seed
     )
@@ -128,19 +132,25 @@ def import_result(
     path: Path,
     *,
     profile: HardwareProfile | str | Path | None = None,
+    space: str | None = None,
     observer: Observer | None = None,
 ) -> MeasureResult | KeptResult:
     """Take what a pack wrote on its device: a latency table, or the measurement of exported files.
 
     Builds of the profile find it from then on. The models of a table are made again and compared by their checksums
-    with those that were measured. profile: must be the one of the pack; None: takes that. Raises UsageError for a
-    result that is damaged, changed, or of other models than this version makes.
+    with those that were measured. profile: must be the one of the pack; None: takes that. space: must be that of the
+    table, and is needed where it is in a Python file, which is executed. Raises UsageError for a result that is
+    damaged, changed, of other code or of other models than this version's, ConfigError for a profile without a device.
     """
     result = read_result(path)
     kind = result.purpose.get("kind")
     if kind == TABLE:
-        return _import_table(result, profile, observer or Silent())
+        return _import_table(result, profile, space, observer or Silent())
     if kind == CERTIFY:
+        if space is not None:
+            raise UsageError(
+                f"{path}: certifies files, which needs no search space; leave out --space {space}"
+            )
         name = _checked_profile(result, result.purpose.get("profile"), profile).name
         return KeptResult(profile=name, path=keep_result(result, name))
     wanted = f"nasdeploy bench --import {path}" if kind == BENCH else "a latency table or a certification"
@@ -148,7 +158,7 @@ def import_result(
 
 
 def _import_table(
-    result: PackResult, given: HardwareProfile | str | Path | None, observer: Observer
+    result: PackResult, given: HardwareProfile | str | Path | None, space: str | None, observer: Observer
 ) -> MeasureResult:
     try:
         purpose = _TablePurpose.model_validate(result.purpose)
@@ -158,6 +168,7 @@ def _import_table(
             f"{result.path}: does not say what it is the table of; write the pack again"
         ) from error
     profile = _checked_profile(result, purpose.profile, given)
+    _check_space(result, purpose.space, space)
     device = ByHandDevice(name=profile.name, remedy="", results=(result,))
     try:
         found = measure(
@@ -171,13 +182,13 @@ def _import_table(
             device=device,
             observer=observer,
         )
-        space = space_to_measure(
+        made = space_to_measure(
             purpose.space,
             image_shape=(channels, height, width),
             num_classes=purpose.num_classes,
             image_sizes=purpose.image_sizes,
         )
-        _memory_table(profile, space, seed=purpose.seed, device=device)
+        _memory_table(profile, made, seed=purpose.seed, device=device)
     except NotMeasuredError as error:
         raise UsageError(
             f"{result.path}: its models or requests are not those that this version of nasdeploy makes for "
@@ -188,11 +199,34 @@ def _import_table(
     return found
 
 
+def _require_device(profile: HardwareProfile) -> None:
+    """Raise ConfigError for a profile that is measured here: no pack would ever be asked."""
+    if profile.device is None:
+        raise ConfigError(
+            f"{profile.name}: device: none, so builds measure on this machine and would not use the pack; "
+            "expected [device] with by_hand = true (or host) in the profile"
+        )
+
+
+def _check_space(result: PackResult, own: str, given: str | None) -> None:
+    """Raise UsageError for another space than was asked for, and for a Python file that nobody here has named."""
+    if given is None and is_reference(own):
+        raise UsageError(
+            f"{result.path}: its space is '{own}', a Python file that would be executed; expected "
+            f"--space {shlex.quote(own)} beside --import, if you trust it"
+        )
+    if given is not None and given != own:
+        raise UsageError(
+            f"{result.path}: was measured for the space '{own}'; expected '{given}', as --space says"
+        )
+
+
 def _checked_profile(
     result: PackResult, stored: object, given: HardwareProfile | str | Path | None
 ) -> HardwareProfile:
-    """Return the profile of a pack, or the ``given`` one where it is the same device and runtime."""
+    """Return the profile of a pack, or the ``given`` one of the same device and runtime. Raises ConfigError."""
     own = HardwareProfile.from_dict(stored, source=str(result.path))
+    _require_device(own)
     if given is None:
         return own
     profile = given if isinstance(given, HardwareProfile) else load_profile(given)
@@ -200,7 +234,7 @@ def _checked_profile(
         ("name", own.name, profile.name),
         ("runtime", own.runtime.key(), profile.runtime.key()),
         ("runtime.channel_multiple", own.runtime.channel_multiple, profile.runtime.channel_multiple),
-        ("device", where(own), where(profile)),
+        ("device", where(own), where(profile) or HERE.name),
     ):
         if there != here:
             raise ConfigError(

@@ -124,6 +124,14 @@ def accuracy_gate(
     )
 
 
+def unconverted(job: Job, network: nn.Module, why: str) -> AccuracyGate:
+    """Return the gate of a file that could not be made; why: in one line."""
+    failed = Check(name="conversion", value="failed", relation="==", limit="converted", detail=why)
+    right = _num_right(job.dataset.valid, lambda images: network_logits(network, images, DEFAULT_BATCH))
+    total = len(job.dataset.valid)
+    return AccuracyGate(checks=(failed,), before=right / total, accuracy=None, num_images=total)
+
+
 def slowness(fp32: Path, reduced: Path, runtime: Runtime, *, device: Device = HERE) -> Reason:
     """Return why ``reduced`` is not faster than ``fp32``: the time of each operator in both, and what is in float.
 

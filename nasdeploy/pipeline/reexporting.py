@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +121,11 @@ class ProfileExporter:
                 runtime,
                 protocol=self._options.protocol,
                 seed=self._job.settings.seed,
-                device=device_of(self._profile),
+                device=device_of(
+                    self._profile,
+                    remedy=f"nasdeploy bench {shlex.quote(str(self._path))} -p {self._profile.name} --pack bench.zip "
+                    "measures it",
+                ),
             )
         except NasdeployError as error:  # a process that died, too
             return None, f"latency not measured: {error}"

@@ -202,6 +202,7 @@ class Selector:
         choices = np.array([finalist.architecture.choices])
         folder = self._job.folder.model(costs.profile.name)
         folder.discard()
+        self._job.folder.discard_exports(costs.profile.name)
         selection.stored = True
         write_json(
             folder.architecture,

@@ -16,9 +16,9 @@ from nasdeploy.costs.counting import counting_tables
 from nasdeploy.costs.file_size import file_size_table
 from nasdeploy.costs.graphs import network_graph, random_weights, serialise
 from nasdeploy.costs.latency import measure_models
-from nasdeploy.costs.latency_table import LatencyTable
+from nasdeploy.costs.latency_table import REMEDY, LatencyTable
 from nasdeploy.costs.table import CostTable
-from nasdeploy.errors import InfeasibleError
+from nasdeploy.errors import ConfigError, InfeasibleError
 from nasdeploy.exporters.metadata import model_metadata
 from nasdeploy.files import write_json
 from nasdeploy.pipeline.context import Job, package_versions
@@ -218,7 +218,13 @@ def _borrow_tables(job: Job, profiles: Sequence[HardwareProfile]) -> None:
             stored = read_json(source, schema=SCHEMA)
             table = LatencyTable.from_json(stored["table"])
             machine = machine_to_match(profile, table.machine)
-            table.check_matches(job.space, profile.runtime, machine=machine)
+            try:
+                table.check_matches(job.space, profile.runtime, machine=machine)
+            except ConfigError as error:
+                why = str(error).removesuffix(f"; {REMEDY} makes a new one")
+                raise ConfigError(
+                    f"--latency-from {other.path}: {profile.name}: {why}; without the option it is measured"
+                ) from error
             write_json(target, {**stored, "origin": "run"})
 
 

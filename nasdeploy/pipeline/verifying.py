@@ -31,7 +31,7 @@ def verify_run(run_dir: str | Path, observer: Observer | None = None) -> dict[st
     for profile in job.profiles:
         model = folder.model(profile.name)
         shipped = model.shipped()
-        for path in {model.model, shipped}:
+        for path in dict.fromkeys((model.model, shipped)):
             if not path.exists():
                 raise RunFolderError(f"{path}: not found; nasdeploy build into the same folder makes it")
         architecture = stored_architecture(job, profile.name)

@@ -49,7 +49,7 @@ def collect_profile(run: RunFolder, identity: Record, name: str) -> dict[str, An
     """Return the section of profile ``name``. Raises RunFolderError when a file is damaged."""
     profile = identity["profiles"][name]
     folder = run.model(name)
-    metrics = read_optional(folder.metrics, "nasdeploy/metrics/1")
+    metrics = read_optional(folder.metrics, "nasdeploy/metrics/2")
     architecture = read_optional(folder.architecture, "nasdeploy/architecture/1")
     latency = read_optional(folder.latency, "nasdeploy/latency/1")
     stored_table = read_optional(run.latency(name), "nasdeploy/profile-latency/2")
@@ -63,7 +63,7 @@ def collect_profile(run: RunFolder, identity: Record, name: str) -> dict[str, An
         **_result(metrics, identity["dataset"]),
         "caps": _caps(profile["budget"], metrics, table),
         "latency": None if latency is None else _latency(latency),
-        "latency_prediction": _prediction(architecture, latency),
+        "latency_prediction": _prediction(architecture, latency if _as_predicted(metrics, profile) else None),
         "architecture": None if architecture is None else _architecture(architecture, space_of(identity)),
         "verification": _verification(folder),
         "checksums": read_checksums(folder.path),
@@ -168,6 +168,11 @@ def _latency(latency: Record) -> dict[str, Any]:
         "block_p50_ms": medians,
         "block_cpu_p50_ms": [float(block["cpu_ms"]["p50"]) for block in latency["blocks"]],
     }
+
+
+def _as_predicted(metrics: Record | None, profile: Record) -> bool:
+    """Return whether the file that was measured is in the number format of the table."""
+    return metrics is None or metrics["precision"] == profile["runtime"]["precision"]
 
 
 def _prediction(architecture: Record | None, latency: Record | None) -> dict[str, Any] | None:

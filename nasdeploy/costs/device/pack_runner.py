@@ -31,6 +31,7 @@ from .runner import (
     WorkerDiedError,
     choose_cores,
     run_request,
+    temporary_folder,
 )
 
 if TYPE_CHECKING:  # subscripting it fails before Python 3.9
@@ -74,6 +75,9 @@ def main(arguments: Sequence[str], source: str) -> int:
     except PackError as error:
         _tell(f"error: {error}")
         return error.exit_code
+    except RequestRefusedError as error:  # no room to unpack it
+        _tell(f"error: {error}")
+        return REFUSED
     except (KeyboardInterrupt, BrokenPipeError):
         _tell("interrupted; the same command continues")
         return INTERRUPTED
@@ -112,7 +116,7 @@ def _unpacked(source: str) -> Iterator[str]:
     if os.path.isdir(source):
         yield source
         return
-    with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
+    with temporary_folder() as folder:
         try:
             with zipfile.ZipFile(source) as archive:
                 archive.extractall(folder)

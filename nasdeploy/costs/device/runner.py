@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # subscripting it fails before Python 3.9
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 START_SECONDS = 60.0  # for the start of a process and its sessions, on a slow machine
 
@@ -45,7 +46,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 class RequestRefusedError(Exception):
-    """The request cannot be carried out, because of its model or its runtime; the message is one line."""
+    """The request cannot be carried out: its model, its runtime or the room here is why; the message is one line."""
 
 
 class WorkerDiedError(Exception):
@@ -65,6 +66,29 @@ def choose_cores(threads: int) -> list[int] | None:
     return allowed[-threads:] if len(allowed) >= threads else None
 
 
+@contextmanager
+def temporary_folder() -> Iterator[str]:
+    """Yield a folder that is deleted at the end. Raises RequestRefusedError where none can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="nasdeploy-")
+    except OSError as error:
+        raise no_room(error) from error
+    with folder as path:
+        yield path
+
+
+def no_room(error: OSError) -> RequestRefusedError:
+    """Return the error that says where a temporary file could not be written."""
+    try:
+        place = f"{tempfile.gettempdir()}: cannot be written to"
+    except OSError:  # none of those that Python tries
+        place = "no folder for temporary files"
+    return RequestRefusedError(
+        f"{place} ({error.strerror or error}); expected room for temporary files there or in another folder: "
+        "TMPDIR=FOLDER"
+    )
+
+
 def run_request(
     request: dict[str, Any], *, cores: Sequence[int] | None = None, code: str | None = None
 ) -> dict[str, Any]:
@@ -74,10 +98,13 @@ def run_request(
     Raises RequestRefusedError, WorkerDiedError or DeadlineError.
     """
     chosen = choose_cores(request["threads"]) if cores is None else list(cores)
-    with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
+    with temporary_folder() as folder:
         asked, answered = os.path.join(folder, "request.json"), os.path.join(folder, "result.json")
-        with open(asked, "w", encoding="utf-8") as file:
-            json.dump({**request, "cores": chosen}, file)
+        try:
+            with open(asked, "w", encoding="utf-8") as file:
+                json.dump({**request, "cores": chosen}, file)
+        except OSError as error:
+            raise no_room(error) from error
         process = _start_worker(
             [code or os.path.dirname(os.path.abspath(__file__)), asked, answered], deadline_seconds(request)
         )
@@ -92,10 +119,13 @@ def run_request(
 
 
 def deadline_seconds(request: dict[str, Any]) -> float:
-    """Return after how many seconds a request is given up."""
+    """Return after how many seconds a request is given up.
+
+    Ten seconds for each model above what its plan allows: a slow one is run a few times whatever that says.
+    """
     if request["plan"] is None:
         return 2 * START_SECONDS
-    return START_SECONDS + len(request["models"]) * (1.0 + 4.0 * float(request["plan"]["max_seconds"]))
+    return START_SECONDS + len(request["models"]) * (10.0 + 4.0 * float(request["plan"]["max_seconds"]))
 
 
 def _start_worker(arguments: list[str], deadline_s: float) -> subprocess.CompletedProcess[str]:
