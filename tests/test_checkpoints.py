@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ from nasdeploy.pipeline import resuming
 from nasdeploy.pipeline.resuming import Checkpoint, carry_out
 
 SCHEMA = "test/1"
+
+
+@pytest.fixture(autouse=True)
+def heeded_interrupts() -> Iterator[None]:
+    """A shell starts what it puts into the background with SIGINT ignored, and that is respected."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_state_comes_back_bit_by_bit(tmp_path: Path) -> None:
