@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import click
 
-from nasdeploy.cli.options import json_option, refuse_beside, verbosity_options
+from nasdeploy.cli.options import json_option, pack_option, refuse_beside, verbosity_options
 from nasdeploy.cli.output import put_json, put_pack
 from nasdeploy.cli.progress import observing
 from nasdeploy.cli.services import pipeline_of
@@ -105,12 +105,7 @@ def read_shapes(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -
     metavar="N",
     help="Of the order and of the inputs.",
 )
-@click.option(
-    "--pack",
-    type=click.Path(path_type=Path),
-    metavar="FILE.zip",
-    help="Measure nothing: write what a device with numpy and onnxruntime measures (python3 FILE.zip).",
-)
+@pack_option
 @click.option(
     "--import",
     "imported",

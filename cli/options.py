@@ -17,6 +17,14 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
+pack_option = click.option(
+    "--pack",
+    type=click.Path(path_type=Path),
+    metavar="FILE.zip",
+    help="Measure nothing: write what a device with numpy and onnxruntime measures (python3 FILE.zip).",
+)
+
+
 def refuse_beside(context: click.Context, option: str, names: Collection[str]) -> None:
     """Raise UsageError for a parameter of ``names`` that was given, though it says nothing beside ``option``."""
     for parameter in context.command.params:

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from nasdeploy.cli.measuring import check_target
-from nasdeploy.cli.options import json_option, refuse_beside, verbosity_options
+from nasdeploy.cli.options import json_option, pack_option, refuse_beside, verbosity_options
 from nasdeploy.cli.output import plain, put_json, put_pack
 from nasdeploy.cli.progress import observing
 from nasdeploy.cli.services import pipeline_of
@@ -89,12 +89,7 @@ def read_image_shape(_: click.Context, __: click.Parameter, text: str | None) ->
     metavar="N",
     help="Of the networks that a table is fitted to and tested on.",
 )
-@click.option(
-    "--pack",
-    type=click.Path(path_type=Path),
-    metavar="FILE.zip",
-    help="Measure nothing: write what a device with numpy and onnxruntime measures (python3 FILE.zip).",
-)
+@pack_option
 @click.option(
     "--import",
     "imported",
@@ -109,7 +104,7 @@ def read_image_shape(_: click.Context, __: click.Parameter, text: str | None) ->
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write the result to this file, as --json prints them.",
+    help="Write the result to this file, as --json prints it.",
 )
 @json_option
 @verbosity_options

@@ -109,10 +109,11 @@ def _excess(caps: Mapping[str, float], costs: Mapping[str, FloatArray], count: i
     return excess
 
 
-def require_feasible(found: Feasibility) -> None:
-    """Raise InfeasibleError, with the nearest caps that can be met, unless ``found`` is feasible."""
-    if not found.feasible:
-        raise InfeasibleError(found.message)
+def require_feasible(*found: Feasibility) -> None:
+    """Raise InfeasibleError, with the nearest caps that can be met, unless all of ``found`` are feasible."""
+    broken = [one.message for one in found if not one.feasible]
+    if broken:
+        raise InfeasibleError("; ".join(broken))
 
 
 def profile_metrics(tables: Mapping[str, CostTable]) -> list[str]:

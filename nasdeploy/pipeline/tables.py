@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nasdeploy.costs.budgets import Feasibility, Limits, can_be_met, feasibility, resolve_limits
+from nasdeploy.costs.budgets import Limits, can_be_met, feasibility, require_feasible, resolve_limits
 from nasdeploy.costs.certification import CapCheck
 from nasdeploy.costs.counting import counting_tables
 from nasdeploy.costs.file_size import file_size_table
@@ -18,7 +18,7 @@ from nasdeploy.costs.graphs import network_graph, random_weights, serialise
 from nasdeploy.costs.latency import measure_models
 from nasdeploy.costs.latency_table import REMEDY, LatencyTable
 from nasdeploy.costs.table import CostTable
-from nasdeploy.errors import ConfigError, InfeasibleError
+from nasdeploy.errors import ConfigError
 from nasdeploy.exporters.metadata import model_metadata
 from nasdeploy.files import write_json
 from nasdeploy.pipeline.context import Job, package_versions
@@ -87,19 +87,13 @@ def profile_costs(job: Job) -> dict[str, ProfileCosts]:
     shared: SharedTables = {}
     memories: MemoryTables = {}
     found = {profile.name: _costs_of(job, profile, shared, memories) for profile in profiles}
-    _require_all_feasible([feasibility(costs.profile, job.space, costs.tables) for costs in found.values()])
+    require_feasible(*(feasibility(costs.profile, job.space, costs.tables) for costs in found.values()))
     return found
-
-
-def _require_all_feasible(found: list[Feasibility]) -> None:
-    broken = [one.message for one in found if not one.feasible]
-    if broken:
-        raise InfeasibleError("; ".join(broken))
 
 
 def require_counts_feasible(job: Job) -> None:
     """Raise InfeasibleError for a cap on params, FLOPs or file size that cannot be met: before any measurement."""
-    _require_all_feasible([feasibility(p, job.space, exact_tables(job, p)) for p in job.profiles])
+    require_feasible(*(feasibility(p, job.space, exact_tables(job, p)) for p in job.profiles))
 
 
 def exact_tables(job: Job, profile: HardwareProfile) -> dict[str, CostTable]:
