@@ -130,7 +130,9 @@ def _conditions(result: BenchResult) -> Iterator[str]:
         yield f"paced: a run every {_ms(interval_ms)}, asleep between; runs that took longer: {late}"
     yield f"machine: {_machine(result)}"
     yield (
-        f"noise floor: {100 * floor:.2f} % (the first model measured twice); up to {200 * floor:.2f} % is no difference"
+        f"noise floor: {100 * floor:.2f} % (the first model measured twice); "
+        f"up to {200 * floor:.2f} % is no difference; "
+        "from one bench to the next expect the spread of the blocks"
     )
     yield (
         f"reference model{pauses}: {_ms(reference.p50_ms)}, spread {100 * reference.spread:.1f} % over "

@@ -158,7 +158,10 @@ class ModelLatency:
 
     @property
     def spread(self) -> float:
-        """Largest block median over the smallest, minus 1, by CPU time."""
+        """Largest block median over the smallest, minus 1, by CPU time.
+
+        Each block is a process of its own: this is what to expect between two benches of one file, too.
+        """
         medians = [_present(block.cpu_ms[50]) for block in self.blocks]
         return max(medians) / min(medians) - 1.0
 

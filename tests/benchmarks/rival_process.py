@@ -9,9 +9,11 @@ process that never rests: "python" counts, "numpy" multiplies matrices, "memory"
 
 Flagged: a contended block of the network, or an unstable machine. Doubted: most blocks contended, or an unstable
 machine, so that a bench which is not quick would measure again. A p50 (wall clock) beside a rival on the other core is
-compared with the mean of the idle trials next before and next after it, in units of the median noise floor of all
-trials that are compared; each idle trial with its idle neighbours stands beside it, because two measurements of an
-idle machine differ, too. One line of JSON per trial goes to --results; a second call continues there. Run it alone.
+compared with the mean of the idle trials next before and next after it; each idle trial with its idle neighbours
+stands beside it, because two measurements of an idle machine differ, too. Two yardsticks: the noise floor, which a
+bench finds by measuring its first file twice in the same processes, and the spread of the block medians, which holds
+what fresh processes differ by and so speaks of two benches. Both are medians over all trials that are compared. One
+line of JSON per trial goes to --results; a second call continues there. Run it alone.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from nasdeploy.costs.sessions import choose_cores
 from nasdeploy.pipeline.tables import write_untrained
 from nasdeploy.profiles import Runtime
 
-SCHEMA = "nasdeploy/rival-benchmark/1"
+SCHEMA = "nasdeploy/rival-benchmark/2"
 IDLE, SAME, OTHER = KINDS = ("idle", "same core", "other core")
 RIVALS = {
     "python": ("", "pass"),
@@ -99,6 +101,7 @@ def trial(
         "stable": found.stable,
         "reference_spread": found.reference.spread,
         "noise_floor": found.noise_floor,
+        "spread": latency.spread,
         "p50_ms": latency.p50_ms,
         "cpu_p50_ms": latency.cpu_p50_ms,
         "wall_over_cpu": max(block.wall_over_cpu for block in latency.blocks),
@@ -120,16 +123,18 @@ def neighbours(rows: Sequence[Row], kind: str) -> list[float]:
     return ratios
 
 
-def describe_ratios(kind: str, ratios: Sequence[float], floor: float) -> str:
-    """Return how far the p50 of trials lies from that of their idle neighbours."""
+def describe_ratios(kind: str, ratios: Sequence[float], yardsticks: Mapping[str, float]) -> str:
+    """Return how far the p50 of trials lies from that of their idle neighbours, by each yardstick."""
     ordered = sorted(ratios)
     low, high = ordered[len(ordered) // 20], ordered[-1 - len(ordered) // 20]
     middle = statistics.median(ordered)
-    within = sum(abs(ratio - 1.0) <= floor for ratio in ratios)
-    return (
-        f"{kind}: p50 over that of its idle neighbours: median {middle:.4f}, {(middle - 1.0) / floor:+.2f} noise "
-        f"floors; nine in ten between {low:.4f} and {high:.4f}; within one noise floor {counted(within, len(ratios))}"
-    )
+    found = f"{kind}: p50 over that of its idle neighbours: median {middle:.4f}; nine in ten {low:.4f} to {high:.4f}"
+    for name, size in yardsticks.items():
+        within = sum(abs(ratio - 1.0) <= size for ratio in ratios)
+        found += (
+            f"\n  median {(middle - 1.0) / size:+.2f} x the {name}; within it {counted(within, len(ratios))}"
+        )
+    return found
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -156,11 +161,18 @@ def report(rows: Sequence[Row]) -> str:
             f"{statistics.fmean(row['seconds'] for row in some):.1f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    floor = statistics.median(row["noise_floor"] for row in rows if row["kind"] != SAME)
-    lines += ["", f"noise floor, median of the idle trials and those beside a rival: {100 * floor:.2f} %"]
+    compared = [row for row in rows if row["kind"] != SAME]
+    yardsticks = {
+        "noise floor": statistics.median(row["noise_floor"] for row in compared),
+        "spread of the blocks": statistics.median(row["spread"] for row in compared),
+    }
+    lines += [
+        "",
+        *(f"{name}, median of {len(compared)}: {100 * size:.2f} %" for name, size in yardsticks.items()),
+    ]
     for kind in (OTHER, IDLE):
         ratios = neighbours(rows, kind)
-        lines.append(describe_ratios(kind, ratios, floor))
+        lines.append(describe_ratios(kind, ratios, yardsticks))
         lines.append(f"  all ratios: {' '.join(f'{ratio:.3f}' for ratio in ratios)}")
     return "\n".join(lines)
 
