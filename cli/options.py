@@ -76,7 +76,7 @@ def _setting(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]
 DEVICES = ("auto", "cpu", "cuda")
 AUGMENTATIONS = ("none", "light", "standard")
 CLASS_WEIGHTS = ("none", "balanced")
-ESTIMATORS = ("importance", "independent")
+ESTIMATORS = ("importance", "doubly_robust", "independent")
 
 _SETTINGS_OPTIONS = (
     click.option("-c", "--config", type=click.Path(path_type=Path), metavar="TOML", help="File of settings."),
@@ -117,7 +117,7 @@ _SETTINGS_OPTIONS = (
         "--estimator",
         key="search.estimator",
         type=click.Choice(ESTIMATORS),
-        help="Pool the samples of all profiles, or give each its own.",
+        help="Pool the samples of all profiles, learn a model of the loss besides, or give each its own samples.",
     ),
     _setting("--exporter", metavar="NAME", help="What writes the ONNX file; or FILE.py:CLASS of your own."),
     _setting("--baselines/--no-baselines", help="Also a random and a narrowed network per profile."),

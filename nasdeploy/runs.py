@@ -5,7 +5,8 @@
     run.json  config.toml  events.jsonl
     latency/<profile>.json
     memory/<profile>.json
-    search/{supernet.safetensors, state.json, history.csv, result.json}
+    search/{supernet.safetensors, state.json, history.csv, evaluations.csv, result.json}
+    search/added/{<profile>.json, <profile>.csv}
     models/<profile>/{model.onnx, model.int8.onnx?, architecture.json, weights.safetensors, training.json, metrics.json,
                       latency.json, verify.json, certify.zip?, MODEL_CARD.md, SHA256SUMS}
     baselines/<profile>/<kind>.json
@@ -114,6 +115,8 @@ class RunFolder:
         self.search_result = path / "search" / "result.json"
         self.search_checkpoint = path / "search" / "checkpoint.safetensors"
         self.search_history_part = path / "search" / "history.part.csv"
+        self.search_evaluations = path / "search" / "evaluations.csv"
+        self.search_evaluations_part = path / "search" / "evaluations.part.csv"
         self.exports = path / "exports"
         self.report_json = path / "report" / "report.json"
         self.report_html = path / "report" / "index.html"
@@ -225,7 +228,12 @@ class RunFolder:
     def discard_profile(self, name: str) -> None:
         """Delete what there is of a profile that has not become a part of the run."""
         self.model(name).discard()
-        for file in (self.latency(name), self.memory(name), self.adapted(name)):
+        for file in (
+            self.latency(name),
+            self.memory(name),
+            self.adapted(name),
+            self.adapted_evaluations(name),
+        ):
             file.unlink(missing_ok=True)
 
     def discard(self) -> None:
@@ -245,6 +253,10 @@ class RunFolder:
     def adapted(self, profile: str) -> Path:
         """Return the path of the distribution of a profile that was added after the search."""
         return self.path / "search" / "added" / f"{profile}.json"
+
+    def adapted_evaluations(self, profile: str) -> Path:
+        """Return the path of what was evaluated for a profile that was added after the search."""
+        return self.path / "search" / "added" / f"{profile}.csv"
 
     def save_tensors(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as safetensors: no pickle is written or trusted."""

@@ -28,9 +28,15 @@ class _Settings(BaseModel):
 class SearchSettings(_Settings):
     """The one-shot search (``nasdeploy.searchers.oneshot``)."""
 
-    estimator: Literal["importance", "independent"] = Field(
+    estimator: Literal["importance", "doubly_robust", "independent"] = Field(
         default="importance",
-        description="pool the samples of all profiles, or give each its own (the baseline)",
+        description="pool the samples of all profiles, learn a model of the loss besides, or give each its own "
+        "samples (the baseline)",
+    )
+    guided_share: Share = Field(
+        default=0.5,
+        description="with doubly_robust: share of the evaluated architectures that a model of the loss proposes; the "
+        "others are drawn",
     )
     num_steps: Positive = Field(default=900, description="steps of the shared weights")
     batch_size: Positive = 64

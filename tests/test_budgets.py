@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nasdeploy.costs.budgets import Feasibility, Limits, feasibility, require_feasible, resolve_limits
-from nasdeploy.costs.table import CostTable, Factor, tabulate
+from nasdeploy.costs.budgets import (
+    Feasibility,
+    Limits,
+    can_be_met,
+    feasibility,
+    require_feasible,
+    resolve_limits,
+)
+from nasdeploy.costs.sampled import SampledCost
+from nasdeploy.costs.table import Cost, CostTable, Factor, tabulate
 from nasdeploy.errors import InfeasibleError
 from nasdeploy.profiles import HardwareProfile
 from nasdeploy.spaces import SearchSpace, make_space
@@ -38,7 +47,7 @@ def line_table(values: list[float], decision: int = 0, constant: float = 0.0) ->
     return CostTable((Factor((decision,), np.array(values)),), constant)
 
 
-def check(tables: dict[str, CostTable], **budget: dict[str, Any]) -> Feasibility:
+def check(tables: Mapping[str, Cost], **budget: dict[str, Any]) -> Feasibility:
     """Return the feasibility of a budget."""
     return feasibility(make_profile(**budget), SPACE, tables)
 
@@ -187,15 +196,77 @@ def test_the_exact_least_cost_is_a_cap_that_can_be_met() -> None:
     assert check(tables, latency={"max": f"{least}ms"}).feasible
 
 
-def test_caps_that_cannot_be_met_together_name_the_nearest_network() -> None:
-    # what is cheap in one metric is dear in the other
+def opposed() -> dict[str, CostTable]:
+    """Return two costs of which one falls where the other rises."""
     rising = tuple(Factor((d,), np.arange(float(count))) for d, count in enumerate(SPACE.num_candidates()))
     falling = tuple(Factor(f.decisions, f.values[::-1].copy()) for f in rising)
-    tables = {"params": CostTable(rising, 1.0), "flops": CostTable(falling, 1.0)}
-    found = check(tables, params={"max": 3}, flops={"max": 3})
+    return {"params": CostTable(rising, 1.0), "flops": CostTable(falling, 1.0)}
+
+
+def test_caps_that_cannot_be_met_together_name_the_nearest_network() -> None:
+    tables = opposed()
+    total = sum(SPACE.num_candidates()) - len(SPACE.decisions) + 2  # of both costs, whatever is chosen
+    found = check(tables, params={"max": 12}, flops={"max": 20})
     assert all(row.satisfiable for row in found.rows)
     assert not found.feasible
-    assert re.search(r"meets all; the nearest has params \d+ \(max 3\), flops \d+ \(max 3\)", found.message)
+    # the smaller violation is on the larger cap
+    assert found.message == (
+        "device: each cap can be met alone, but it is proven that no network meets all; the nearest has params 12 "
+        f"(max 12), flops {total - 12} (max 20); the least of one within all other caps: params {total - 20}, "
+        f"flops {total - 12}"
+    )
+    assert {row.metric: row.nearest for row in found.rows} == {"params": total - 20, "flops": total - 12}
+    assert check(tables, params={"max": total - 20}, flops={"max": 20}).feasible
+    with pytest.raises(InfeasibleError, match="each cap can be met alone"):
+        require_feasible(found)
+
+
+def test_caps_that_only_one_network_in_millions_meets_can_be_met() -> None:
+    counts = SPACE.num_candidates()
+    costs = {"params": [0.0, 1.0, 4.0, 4.0, 4.0], "flops": [4.0, 1.0, 0.0, 0.0, 0.0]}
+    tables = {
+        metric: CostTable(tuple(Factor((d,), np.array(row[:count])) for d, count in enumerate(counts)))
+        for metric, row in costs.items()
+    }
+    caps = {metric: {"max": len(counts)} for metric in tables}
+    assert check(tables, **caps).feasible
+    assert not check(tables, params=caps["params"], flops={"max": len(counts) - 1}).feasible
+    profile = make_profile(**caps)
+    absolute = {metric: float(len(counts)) for metric in tables}
+    assert can_be_met(absolute, profile, SPACE, tables)
+    assert not can_be_met({**absolute, "flops": len(counts) - 1.0}, profile, SPACE, tables)
+
+
+def test_joint_caps_are_those_of_the_networks_that_the_device_may_use() -> None:
+    last = len(SPACE.decisions) - 1
+    stem = Factor((0,), np.array([0.0, 1.0, 2.0]))  # 8, 16, 24 channels
+    head = np.array([0.0, 1.0, 2.0])
+    tables = {
+        "params": CostTable((stem, Factor((last,), head))),
+        "latency": CostTable((stem, Factor((last,), head[::-1].copy()))),
+    }
+    caps = {"params": {"max": 1}, "latency": {"max": "1ms"}}
+    any_width, multiples_of_16 = (feasibility(make_profile(m, **caps), SPACE, tables) for m in (8, 16))
+    assert any_width.feasible
+    assert all(row.satisfiable for row in multiples_of_16.rows)
+    assert not multiples_of_16.feasible
+    assert {row.nearest for row in multiples_of_16.rows} == {3.0}
+
+
+def test_what_no_table_holds_is_found_or_not_found_never_proven() -> None:
+    tables: dict[str, Cost] = dict(opposed())
+    costs = {**tables, "flops": SampledCost(tables["flops"].of, SPACE.num_candidates())}
+    budget = {"params": {"max": 12}, "flops": {"max": 20}}
+    exact, sampled = check(tables, **budget), check(costs, **budget)
+    assert "no network was found that meets all; the nearest has" in sampled.message
+    assert sampled.message == exact.message.replace(
+        "it is proven that no network meets all", "no network was found that meets all"
+    )
+    alone = check(costs, flops={"max": 0.5})
+    assert (
+        "is below the cheapest network that was found; the nearest cap that can be met is 1" in alone.message
+    )
+    assert check(costs, params={"max": 20}, flops={"max": 30}).feasible
 
 
 def test_a_share_reaches_from_the_smallest_to_the_largest_resolution() -> None:

@@ -8,7 +8,16 @@ from itertools import product
 import numpy as np
 import pytest
 
-from nasdeploy.costs.table import CostTable, Factor, TableStack, tabulate
+from nasdeploy.costs.table import (
+    CostTable,
+    Factor,
+    TableStack,
+    allowed_entries,
+    best_positions,
+    eliminate,
+    elimination_order,
+    tabulate,
+)
 from nasdeploy.errors import ConfigError
 from nasdeploy.spaces import make_space
 from nasdeploy.spaces.base import Architecture, LayerSpec
@@ -147,3 +156,50 @@ def test_minimum_of_a_real_space_is_met_by_no_sample(rng):
     table = tabulate(space, lambda layer: float(rng.integers(1, 1000)))
     choices = np.stack([rng.integers(count, size=2000) for count in space.num_candidates()], axis=1)
     assert 0.0 < table.minimum(space.full_mask()) <= table.of(choices).min()
+
+
+@pytest.mark.parametrize("sizes", [(5,) * 6, (3,) * 8, (4, 1, 3, 2, 5)])
+def test_one_factor_over_all_decisions_is_looked_up_bounded_and_averaged_exactly(rng, sizes):
+    scope = tuple(rng.permutation(len(sizes)).tolist())
+    table = CostTable((Factor(scope, rng.random([sizes[d] for d in scope])),), 0.5)
+    choices = np.stack([rng.integers(size, size=100) for size in sizes], axis=1)
+    np.testing.assert_allclose(table.of(choices), slow_cost(table, choices), rtol=1e-14)
+    everything = np.array(list(product(*map(range, sizes))))
+    mask = tuple(tuple(c % 2 == 0 for c in range(size)) for size in sizes)
+    allowed = everything[(everything % 2 == 0).all(axis=1)]
+    assert table.minimum(mask) == table.of(allowed).min()
+    assert table.of(np.array([table.cheapest(mask)]))[0] == table.minimum(mask)
+    theta = np.zeros((len(sizes), max(sizes)))
+    for d, size in enumerate(sizes):
+        theta[d, :size] = rng.dirichlet(np.ones(size))
+    probability = theta[np.arange(len(sizes)), everything].prod(axis=1)
+    assert table.expected(theta) == pytest.approx(probability @ table.of(everything), rel=1e-12)
+
+
+def test_sums_that_are_minimised_together_are_those_minimised_alone(rng):
+    tables = [random_table(rng) for _ in range(5)]
+    mask = ((True, True), (False, True, True), (True,), (True, False, True, True))
+    entries = allowed_entries(tables, mask)
+    least, eliminated = eliminate(entries, elimination_order([decisions for decisions, _ in entries]))
+    np.testing.assert_allclose(least + 0.25, [table.minimum(mask) for table in tables], rtol=1e-13)
+    positions = best_positions(eliminated, num_decisions=len(mask))
+    found = np.stack([np.flatnonzero(row)[p] for row, p in zip(mask, positions.T, strict=True)], axis=1)
+    costs = [table.of(choices[None])[0] for table, choices in zip(tables, found, strict=True)]
+    np.testing.assert_allclose(costs, least + 0.25, rtol=1e-13)
+
+
+def test_elimination_leaves_no_decision_out_and_keeps_the_tables_of_a_chain_small():
+    space = mobile_space((3, 32, 32), 10)
+    order = elimination_order([slot.decisions for slot in space.slots])
+    assert sorted(order) == list(range(len(space.decisions)))
+    table = tabulate(space, layer_cost)
+    entries = allowed_entries((table,), space.full_mask())
+    _, eliminated = eliminate(entries, order)
+    assert max(one.costs.size for one in eliminated) <= 5 * 3 * 3
+
+
+def test_a_cost_without_factors_is_its_constant_everywhere():
+    table, mask = CostTable((), 3.0), ((True, True), (False, True))
+    assert table.minimum(mask) == 3.0
+    assert table.cheapest(mask) == (0, 1)
+    assert table.expected(np.full((2, 2), 0.5)) == 3.0

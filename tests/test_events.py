@@ -125,7 +125,10 @@ def test_every_step_of_a_retraining_is_a_line(run: Run, profile: str) -> None:
 def test_every_step_of_the_search_is_a_line(run: Run) -> None:
     steps = [e for e in run.events() if e["event"] == "step" and e["phase"] == "search"]
     assert [step["step"] for step in steps] == list(range(1, NUM_STEPS + 1))
-    per_profile = ("ess", "stepped", "entropy", "latency", "flops", "params")
+    per_profile = (
+        *("ess", "stepped", "entropy", "own_share", "r_squared", "gate_openings"),
+        *("latency", "flops", "params"),
+    )
     assert set(steps[-1]) == {
         *("time", "event", "phase", "step", "stage", "seconds", "loss"),
         *(f"{name}.{profile}" for name in per_profile for profile in PROFILES),
@@ -164,6 +167,9 @@ SEARCH_STEP = {
     "ess.cpu-tight": 3.2,
     "stepped.cpu-tight": 1,
     "entropy.cpu-tight": 1.1,
+    "own_share.cpu-tight": 0.5,
+    "r_squared.cpu-tight": 0.7,
+    "gate_openings.cpu-tight": 2,
     "latency.cpu-tight": 0.03,
     "flops.cpu-tight": 2e6,
     "params.cpu-tight": 6e4,
@@ -181,6 +187,7 @@ LINES = (
     START | {"phase": "adapt my.device-2"},
     SEARCH_STEP,
     SEARCH_STEP | {"stage": "warm-up", "ess.cpu-tight": "", "stepped.cpu-tight": "", "entropy.cpu-tight": ""},
+    SEARCH_STEP | {"own_share.cpu-tight": "", "r_squared.cpu-tight": "", "gate_openings.cpu-tight": ""},
     RETRAIN_STEP,
     RETRAIN_STEP | {"loss": "not finite"},
     RETRAIN_STEP | {"phase": "retrain cpu-tight (random baseline)"},

@@ -10,7 +10,7 @@ import pytest
 from nasdeploy.optim import categorical as cat
 from nasdeploy.optim.asng import Asng, natural_gradient
 from nasdeploy.optim.objective import Objective
-from nasdeploy.optim.pooled import PooledOptimizer
+from nasdeploy.optim.pooled import ESTIMATORS, PooledOptimizer
 
 
 class PlainAsng:
@@ -96,6 +96,28 @@ def test_natural_gradient_equals_its_plain_form(rng):
     np.testing.assert_allclose(natural_gradient(utilities, choices, theta), expected, atol=1e-14)
 
 
+def test_distributions_together_move_as_each_alone(rng):
+    masks = np.stack(
+        [cat.mask_array((3, 4, 1)), cat.mask_array((3, 4, 1), ((True, False, True), (True,) * 4, (True,)))]
+    )
+    together = Asng(cat.uniform(masks), masks, delta_0=0.4)
+    alone = [Asng(cat.uniform(mask), mask, delta_0=0.4) for mask in masks]
+    for _ in range(50):
+        drawn = cat.sample(np.repeat(together.theta[1:], 7, axis=0), rng)  # within both masks
+        utilities = rng.normal(size=(2, 7))
+        ready = rng.random(2) < 0.7
+        gradient = natural_gradient(utilities, drawn, together.theta)
+        moved = together.step(gradient, ready=ready)
+        for k, one in enumerate(alone):
+            np.testing.assert_allclose(
+                natural_gradient(utilities[k], drawn, one.theta), gradient[k], atol=1e-13
+            )
+            assert moved[k] == (one.step(gradient[k]) if ready[k] else False)
+            np.testing.assert_allclose(together.theta[k], one.theta, atol=1e-12)
+            np.testing.assert_allclose(together.Delta[k], one.Delta, rtol=1e-12)
+    assert together.Delta[0] != together.Delta[1]
+
+
 def test_vanishing_gradient_changes_nothing():
     mask = cat.mask_array((3, 2))
     asng = Asng(cat.uniform(mask), mask, delta_0=1.0)
@@ -117,7 +139,8 @@ def test_beta_never_exceeds_one(rng):
 def test_step_divisor_has_a_floor():
     mask = cat.mask_array((3, 3))
     asng = Asng(cat.uniform(mask), mask, delta_0=1.0)
-    asng.load_state_dict({**asng.state_dict(), "s": np.full(mask.shape, 10.0).tolist()})
+    (state,) = asng.state_dict()
+    asng.load_state_dict([{**state, "s": np.full(mask.shape, 10.0).tolist()}])
     asng.step(np.array([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]))
     assert asng.Delta == 1.0 / math.sqrt(4)
 
@@ -132,7 +155,7 @@ def test_step_length_must_be_positive(delta_0):
 @pytest.mark.parametrize("sizes", [(1,), (1, 1), (2,), (5,), (2, 2), (3, 1), (4, 1, 2)])
 @pytest.mark.parametrize("n", [1, 2, 7])
 @pytest.mark.parametrize("num_profiles", [1, 3])
-@pytest.mark.parametrize("estimator", ["importance", "independent"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_5_degenerate_problems_keep_theta_valid(rng, sizes, n, num_profiles, estimator, noise):
     objectives = [Objective(tables={})] * num_profiles

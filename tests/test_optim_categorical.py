@@ -80,11 +80,22 @@ def test_samples_follow_theta(rng):
     assert (np.abs(shares - theta) <= 4.5 * np.sqrt(theta * (1 - theta) / num_draws)).all()
 
 
+def test_samples_of_every_distribution_follow_it(rng):
+    mask = cat.mask_array(SIZES, NARROW)
+    theta = np.stack([random_theta(mask, rng), random_theta(cat.mask_array(SIZES), rng)])
+    num_draws = 40_000
+    drawn = cat.sample_each(theta, num_draws, rng)
+    assert drawn.shape == (2, num_draws, 3)
+    shares = np.stack([(drawn == c).mean(axis=1) for c in range(4)], axis=-1)
+    assert (np.abs(shares - theta) <= 4.5 * np.sqrt(theta * (1 - theta) / num_draws)).all()
+
+
 def test_sample_is_valid_when_the_cumulative_sum_rounds_below_one():
     theta = np.zeros((1, 1, 12))
     theta[..., 1:11] = 0.1
     assert theta.cumsum(axis=-1)[0, 0, -1] <= np.nextafter(1.0, 0.0)
     assert cat.sample(theta, FixedDraw(np.nextafter(1.0, 0.0))).tolist() == [[10]]
+    assert cat.sample_each(theta, 1, FixedDraw(np.nextafter(1.0, 0.0))).tolist() == [[[10]]]
 
 
 def test_within_reports_each_distribution():

@@ -1,7 +1,8 @@
-"""The additive surrogate, the archive it learns from, and selection."""
+"""The ridge surrogate, the archive it learns from, and selection."""
 
 from __future__ import annotations
 
+import json
 from itertools import product
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from nasdeploy.costs.table import CostTable, Factor
 from nasdeploy.optim import categorical as cat
 from nasdeploy.optim.archive import Archive
+from nasdeploy.optim.categorical import neighbours
 from nasdeploy.optim.objective import Objective
-from nasdeploy.optim.selection import SelectionConfig, neighbours, propose, shortlist
+from nasdeploy.optim.selection import SelectionConfig, propose, shortlist
 from nasdeploy.optim.surrogate import RidgeSurrogate
 
 SIZES = (3, 4, 2, 4, 3)
@@ -153,3 +155,117 @@ def test_neighbours_differ_in_one_allowed_decision():
     assert len(found) == len(np.unique(found, axis=0)) == MASK.sum() - len(SIZES)
     assert ((found != start).sum(axis=1) == 1).all()
     assert cat.within(MASK, found).all()
+
+
+# ── step by step ─────────────────────────────────────────────────────────────────────────────────
+
+PAIRS = np.random.default_rng(6).normal(size=(4, 4, 4))
+
+
+def paired_loss(choices):
+    d = np.arange(4)
+    return true_loss(choices) + PAIRS[d, choices[:, :-1], choices[:, 1:]].sum(axis=1)
+
+
+def test_neighbouring_pairs_are_learnt_where_they_are_asked_for(rng):
+    choices, steps = draw(600, rng), np.repeat(np.arange(60), 10)
+    found = {}
+    for pairs in ("none", "neighbours"):
+        surrogate = RidgeSurrogate(SIZES, pairs=pairs)
+        surrogate.fit(choices, paired_loss(choices), steps)
+        found[pairs] = surrogate.r_squared(ALL, paired_loss(ALL))
+    assert found["none"] < 0.9
+    assert found["neighbours"] > 0.97
+
+
+def test_pairs_are_held_back_more_than_main_effects(rng):
+    """On few samples of an additive loss a small penalty of the pairs would explain noise by them."""
+    choices, steps = draw(60, rng), np.repeat(np.arange(6), 10)
+    losses = true_loss(choices) + rng.normal(size=60)
+    found = {}
+    for pair_ridge in (0.01, 4.0):
+        surrogate = RidgeSurrogate(SIZES, pair_ridge=pair_ridge)
+        surrogate.fit(choices, losses, steps)
+        found[pair_ridge] = surrogate.r_squared(ALL, true_loss(ALL))
+    assert found[4.0] > found[0.01] + 0.05
+
+
+@pytest.mark.parametrize("half_life", [0.5, 20.0, 1e6])
+@pytest.mark.parametrize("gap", [1, 7])
+def test_observed_step_by_step_equals_fitted_at_once(rng, half_life, gap):
+    streaming = RidgeSurrogate(SIZES, half_life=half_life, covariate="linear")
+    choices, steps = draw(320, rng), gap * np.repeat(np.arange(80), 4)
+    losses = paired_loss(choices) + 0.01 * steps
+    for step in range(80):
+        rows = slice(4 * step, 4 * step + 4)
+        streaming.observe(choices[rows], losses[rows], int(steps[rows][0]))
+        streaming.predict(ALL[:1])
+    streaming.observe(choices[:0], losses[:0], int(steps[-1]))
+    last = streaming.state_dict()["num_new"]
+    whole = RidgeSurrogate(SIZES, half_life=half_life, covariate="linear")
+    known = len(losses) - last  # the others wait for the next fit
+    whole.fit(choices[:known], losses[:known], steps[:known])
+    np.testing.assert_allclose(streaming.predict(ALL), whole.predict(ALL), atol=1e-8)
+
+
+def test_a_fit_is_due_when_enough_is_new(rng):
+    surrogate = RidgeSurrogate(SIZES)
+    fits = []
+    for step in range(120):
+        choices = draw(8, rng)
+        surrogate.observe(choices, true_loss(choices), step)
+        surrogate.predict(ALL[:1])
+        fits.append(surrogate.state_dict()["num_new"] == 0)
+    assert all(fits[:15])
+    assert 3 <= sum(fits[60:]) <= 20
+
+
+def test_a_stored_model_continues_bit_by_bit(rng):
+    def advance(surrogate, steps, rng):
+        for step in steps:
+            choices = draw(8, rng)
+            surrogate.observe(choices, paired_loss(choices) + rng.normal(size=8), step)
+            surrogate.predict(ALL[:1])
+
+    for stop in (0, 1, 70, 150):
+        first, generator = RidgeSurrogate(SIZES, half_life=2.0), np.random.default_rng(stop)
+        advance(first, range(stop), generator)
+        second, twin = RidgeSurrogate(SIZES, half_life=2.0), np.random.default_rng()
+        second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
+        twin.bit_generator.state = generator.bit_generator.state
+        advance(first, range(stop, stop + 60), generator)
+        advance(second, range(stop, stop + 60), twin)
+        assert first.predict(ALL).tolist() == second.predict(ALL).tolist()
+        assert first.state_dict() == second.state_dict()
+
+
+def test_a_model_of_another_space_is_refused(rng):
+    surrogate = RidgeSurrogate(SIZES)
+    surrogate.observe(draw(4, rng), np.arange(4.0), 0)
+    with pytest.raises(ValueError, match="expected 5"):
+        RidgeSurrogate((2, 3), pairs="none").load_state_dict(surrogate.state_dict())
+
+
+def test_a_long_pause_forgets_what_was_before(rng):
+    surrogate = RidgeSurrogate(SIZES, half_life=2.0)
+    choices = draw(300, rng)
+    surrogate.observe(choices, -true_loss(choices), 0)
+    surrogate.observe(choices, true_loss(choices), 1_000_000)
+    assert surrogate.r_squared(ALL, true_loss(ALL)) > 0.98
+
+
+def test_the_model_needs_no_more_memory_with_time(rng):
+    surrogate = RidgeSurrogate(SIZES)
+    sizes = []
+    for step in range(1500):
+        choices = draw(2, rng)
+        surrogate.observe(choices, true_loss(choices), step)
+        if step % 17 == 0:
+            sizes.append(len(surrogate.state_dict()["moments"]["pending"]))
+    assert max(sizes) <= 512 < step, "at most 1024 samples wait to be added to the sums"
+
+
+@pytest.mark.parametrize("wrong", [{"ridge": 0.0}, {"pair_ridge": -1.0}, {"half_life": 0.0}])
+def test_a_penalty_must_be_positive(wrong):
+    with pytest.raises(ValueError, match="expected positive numbers"):
+        RidgeSurrogate(SIZES, **wrong)

@@ -163,7 +163,8 @@ def test_every_file_of_the_run_folder_is_there(reference: Reference) -> None:
     expected = {
         *("run.json", "config.toml", "events.jsonl", ".lock"),
         *(f"latency/{profile}.json" for profile in PROFILES),
-        *(f"search/{name}" for name in ("supernet.safetensors", "state.json", "history.csv", "result.json")),
+        *(f"search/{name}" for name in ("supernet.safetensors", "state.json", "result.json")),
+        *(f"search/{name}" for name in ("history.csv", "evaluations.csv")),
         *(f"models/{profile}/{name}" for profile in PROFILES for name in model_files),
         *(f"report/{name}" for name in ("index.html", "report.json", "report.md", "pareto.csv")),
     }

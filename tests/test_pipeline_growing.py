@@ -244,6 +244,31 @@ def test_adding_a_profile_twice_does_nothing_more(run: Run, tmp_path: Path) -> N
     assert [one.profile for one in everything.profiles] == [*FIRST, "late"]
 
 
+def test_a_later_profile_does_not_depend_on_others_that_were_added_before(run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text('name = "other"\n[budget]\nparams = { max = "70%" }\n', encoding="utf-8")
+    found = []
+    for order in ((run.profile("late"),), (str(other), run.profile("late"))):
+        folder = RunFolder(Path(shutil.copytree(run.folder.path, tmp_path / f"{len(order)}")))
+        for profile in order:
+            search(output_dir=folder.path, profiles=(profile,))
+        facts = read_json(folder.adapted("late"))
+        found.append((facts["optimizer"], folder.adapted_evaluations("late").read_bytes()))
+    assert found[0] == found[1]
+
+
+def test_a_stored_adaptation_is_used_again(run: Run, tmp_path: Path) -> None:
+    folder, found = run.copy(tmp_path), []
+    for _ in range(2):
+        search(output_dir=folder.path, profiles=(run.profile("late"),))
+        found.append(
+            [path.read_bytes() for path in (folder.model("late").architecture, folder.adapted("late"))]
+        )
+        folder.model("late").architecture.unlink()
+    assert found[0] == found[1]
+    assert phases_of(folder).count("adapt late") == 2  # start and finish, once
+
+
 def test_a_later_profile_that_was_killed_ends_with_the_same_files(run: Run, tmp_path: Path) -> None:
     whole, killed = run.copy(tmp_path), RunFolder(Path(shutil.copytree(run.folder.path, tmp_path / "killed")))
     added(run, whole)

@@ -17,9 +17,9 @@ from nasdeploy.checkpoints import load_checkpoint, save_checkpoint
 from nasdeploy.costs.table import CostTable, tabulate
 from nasdeploy.data import Split, TrainingBatches, make_augmentation, training_batches
 from nasdeploy.networks import Normalise, Supernet
+from nasdeploy.optim.gaussian_process import GaussianProcess
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
-from nasdeploy.searchers.adapting import NUM_LOSS_STEPS, adapt, uncovered
 from nasdeploy.searchers.oneshot import OneShotSearch, SearchStep, to_architectures
 from nasdeploy.searchers.selecting import (
     Finalist,
@@ -290,7 +290,16 @@ class Listed:
 
     def judge(self, architecture: Architecture) -> Finalist:
         self.asked.append(architecture)
-        return Finalist(architecture=architecture, loss=self.losses[architecture], accuracy=0.5)
+        loss = self.losses[architecture]
+        return Finalist(architecture=architecture, loss=loss, accuracy=0.5, losses=np.full(4, loss))
+
+
+def ignorant() -> GaussianProcess:
+    """Return a model that saw one architecture and takes all others for equal."""
+    model = GaussianProcess(SPACE.num_candidates())
+    choices = np.array([[1] * len(SPACE.decisions)])
+    model.fit(choices, np.array([1.0]), np.array([0]))
+    return model
 
 
 def test_finalists_are_ranked_by_loss_plus_weighted_costs() -> None:
@@ -303,7 +312,7 @@ def test_finalists_are_ranked_by_loss_plus_weighted_costs() -> None:
     found = np.array([large.choices, small.choices, middle.choices])
     share = {a: cost_of(a) / high for a in (small, middle, large)}
     judge = Listed({large: 0.1, small: 1.05 - share[small], middle: 1.0 - share[middle]})
-    ranked = rank_finalists(found, judge=judge, objective=objective, size=3)
+    ranked = rank_finalists(found, judge=judge, objective=objective, surrogate=ignorant(), size=3)
     # 1.0, 1.05 and 1.1 in all; by the loss alone the largest would lead
     assert [finalist.architecture for finalist in ranked] == [middle, small, large]
 
@@ -311,7 +320,8 @@ def test_finalists_are_ranked_by_loss_plus_weighted_costs() -> None:
 def test_only_the_first_candidates_are_judged() -> None:
     found = np.array([SPACE.largest().choices, SPACE.smallest().choices])
     judge = Listed({SPACE.largest(): 2.0})
-    ranked = rank_finalists(found, judge=judge, objective=make_objectives()[0], size=1)
+    objective = make_objectives()[0]
+    ranked = rank_finalists(found, judge=judge, objective=objective, surrogate=ignorant(), size=1)
     assert [finalist.architecture for finalist in ranked] == judge.asked == [SPACE.largest()]
 
 
@@ -368,34 +378,3 @@ def test_candidates_keep_to_the_mask_of_the_profile() -> None:
     )
     for architecture in to_architectures(found):
         assert all(spec.out_channels % 8 == 0 for spec in SPACE.decode(architecture)[:-1])
-
-
-def test_a_profile_is_adapted_without_training(finished: Search) -> None:
-    before = {name: value.clone() for name, value in finished.supernet.state_dict().items()}
-    joint = finished.optimizer.state_dict()
-    objective = make_objectives()[0]
-    found = adapt(
-        finished.optimizer,
-        objective=objective,
-        mask=SPACE.full_mask(),
-        supernet=finished.supernet,
-        valid=batches(bars(48, seed=2), 24, 5),
-        num_loss_samples=6,
-        rng=np.random.default_rng(0),
-    )
-    after = finished.supernet.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert finished.optimizer.state_dict() == joint  # the profiles that were searched for keep theirs
-    recorded = len(finished.optimizer.archive.losses)
-    assert len(found.archive.losses) == recorded + NUM_LOSS_STEPS * 6
-    assert found.archive.steps[-1] == finished.optimizer.num_steps + NUM_LOSS_STEPS - 1
-    assert float(objective.feasible(found.ask(64, np.random.default_rng(1))).mean()) > 0.9
-    assert found.expected_cost(0, "params") < cost_of(SPACE.largest()) / 2
-
-
-def test_a_candidate_that_no_profile_allowed_is_not_covered() -> None:
-    full, wide = SPACE.full_mask(), SPACE.candidate_mask(8)  # without widths of 4
-    assert uncovered(SPACE, searched=[full], wanted=wide) is None
-    assert uncovered(SPACE, searched=[wide, full], wanted=full) is None
-    assert uncovered(SPACE, searched=[wide], wanted=full) == "stem.width = 4"
-    assert uncovered(SPACE, searched=[wide], wanted=wide) is None

@@ -5,18 +5,19 @@ A percentage lies between the space's smallest (0 %) and largest (100 %) network
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nasdeploy.costs.table import CostTable, FloatArray, IntArray
+from nasdeploy.costs.joint_caps import JointCaps, Nearest
+from nasdeploy.costs.table import Cost, CostTable, IntArray
 from nasdeploy.errors import InfeasibleError
 from nasdeploy.profiles import METRICS, HardwareProfile, Percent, Quantity, format_quantity, parse_quantity
 from nasdeploy.spaces.base import Architecture, CandidateMask, SearchSpace
 
 NUM_SAMPLES = 4_000
-"""Random architectures that stand for the space: its median network, and the search for a feasible one."""
+"""Random architectures that stand for the space where its median network is shown."""
 
 ROUNDING = 1e-13
 """A relative excess below this is rounding of a sum, as in nasdeploy.optim.objective."""
@@ -36,7 +37,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeasibilityRow:
-    """One metric of one profile: the range of the space, the cap, and the nearest cap that can be met."""
+    """One metric of one profile: the range of the space, the cap, and the nearest cap that can be met.
+
+    satisfiable: with this cap alone. nearest: where it is not, the least that the space has; where the caps cannot be
+    met together, the least that was found while all other caps hold.
+    """
 
     metric: str
     smallest: float
@@ -58,7 +63,7 @@ class Feasibility:
     message: str
 
 
-def resolve_limits(profile: HardwareProfile, space: SearchSpace, tables: Mapping[str, CostTable]) -> Limits:
+def resolve_limits(profile: HardwareProfile, space: SearchSpace, tables: Mapping[str, Cost]) -> Limits:
     """Return the budget of ``profile`` in absolute numbers; a metric without a table is left out."""
     mask = space.candidate_mask(profile.runtime.channel_multiple)
     caps, coefficients, references = {}, {}, {}
@@ -74,39 +79,35 @@ def resolve_limits(profile: HardwareProfile, space: SearchSpace, tables: Mapping
     return Limits(caps=caps, coefficients=coefficients, references=references)
 
 
-def feasibility(profile: HardwareProfile, space: SearchSpace, tables: Mapping[str, CostTable]) -> Feasibility:
+def feasibility(profile: HardwareProfile, space: SearchSpace, tables: Mapping[str, Cost]) -> Feasibility:
     """Return, for each metric in ``tables``, what the space costs on ``profile`` and whether the caps can be met."""
     mask = space.candidate_mask(profile.runtime.channel_multiple)
     limits = resolve_limits(profile, space, tables)
-    choices = _representatives(space, mask, [table.cheapest(mask) for table in tables.values()])
-    costs = {metric: table.of(choices) for metric, table in tables.items()}
+    drawn = _random_choices(mask)
     rows = tuple(
-        _row(metric, costs[metric], tables[metric], mask, limits, space) for metric in profile_metrics(tables)
+        _row(metric, tables[metric], limits, mask=mask, space=space, drawn=drawn)
+        for metric in profile_metrics(tables)
     )
-    excess = _excess(limits.caps, costs, len(choices))
-    feasible = bool((excess == 0.0).any()) and all(row.satisfiable for row in rows)
-    closest = {metric: float(costs[metric][excess.argmin()]) for metric in limits.caps}
-    message = _message(profile.name, rows, limits.caps, closest, feasible=feasible)
+    feasible = all(row.satisfiable for row in rows)
+    message = _message(profile.name, rows, feasible=feasible, tables=tables)
+    if feasible and len(limits.caps) > 1:
+        joint = JointCaps(tables, limits.caps, mask)
+        found = joint.nearest()
+        feasible = found.feasible
+        if not feasible:
+            rows = tuple(
+                replace(row, nearest=joint.least(row.metric)) if row.cap is not None else row for row in rows
+            )
+            message = _joint_message(profile.name, rows, found, tables)
     return Feasibility(profile=profile.name, rows=rows, feasible=feasible, message=message)
 
 
 def can_be_met(
-    caps: Mapping[str, float], profile: HardwareProfile, space: SearchSpace, tables: Mapping[str, CostTable]
+    caps: Mapping[str, float], profile: HardwareProfile, space: SearchSpace, tables: Mapping[str, Cost]
 ) -> bool:
     """Return whether an architecture within all ``caps`` was found."""
     mask = space.candidate_mask(profile.runtime.channel_multiple)
-    choices = _representatives(space, mask, [table.cheapest(mask) for table in tables.values()])
-    costs = {metric: tables[metric].of(choices) for metric in caps}
-    return bool((_excess(caps, costs, len(choices)) == 0.0).any())
-
-
-def _excess(caps: Mapping[str, float], costs: Mapping[str, FloatArray], count: int) -> FloatArray:
-    """Return by how much each of n architectures breaks the caps, Σ_m max(0, R_m/B_m - 1): (n,)."""
-    excess = np.zeros(count)
-    for metric, cap in caps.items():
-        over = costs[metric] / cap - 1.0
-        excess += np.where(over > ROUNDING, over, 0.0)
-    return excess
+    return not caps or JointCaps(tables, caps, mask).nearest().feasible
 
 
 def require_feasible(*found: Feasibility) -> None:
@@ -116,22 +117,28 @@ def require_feasible(*found: Feasibility) -> None:
         raise InfeasibleError("; ".join(broken))
 
 
-def profile_metrics(tables: Mapping[str, CostTable]) -> list[str]:
+def profile_metrics(tables: Mapping[str, Cost]) -> list[str]:
     """Return the metrics in the order in which they are shown."""
     return [metric for metric in METRICS if metric in tables]
 
 
 def _row(
-    metric: str, costs: FloatArray, table: CostTable, mask: CandidateMask, limits: Limits, space: SearchSpace
+    metric: str,
+    cost: Cost,
+    limits: Limits,
+    *,
+    mask: CandidateMask,
+    space: SearchSpace,
+    drawn: IntArray,
 ) -> FeasibilityRow:
     cap = limits.caps.get(metric)
-    lowest = table.minimum(mask)
+    lowest = cost.minimum(mask)
     satisfiable = cap is None or lowest <= cap * (1.0 + ROUNDING)
     return FeasibilityRow(
         metric=metric,
-        smallest=_cost(table, space.smallest(mask)),
-        median=float(np.median(costs)),
-        largest=_cost(table, space.largest(mask)),
+        smallest=_cost(cost, space.smallest(mask)),
+        median=float(np.median(cost.of(drawn))),
+        largest=_cost(cost, space.largest(mask)),
         cap=cap,
         coefficient=limits.coefficients.get(metric),
         satisfiable=satisfiable,
@@ -140,38 +147,47 @@ def _row(
 
 
 def _message(
-    profile: str,
-    rows: tuple[FeasibilityRow, ...],
-    caps: Mapping[str, float],
-    closest: Mapping[str, float],
-    *,
-    feasible: bool,
+    profile: str, rows: tuple[FeasibilityRow, ...], *, feasible: bool, tables: Mapping[str, Cost]
 ) -> str:
+    """Return what each cap by itself comes to."""
     if feasible:
         return f"{profile}: every cap can be met"
     broken = [
-        f"budget.{row.metric}.max = {format_quantity(row.cap or 0.0, row.metric)} is below the cheapest network of the "
-        f"space; the nearest cap that can be met is {_at_least(row.nearest or 0.0, row.metric)}"
+        f"budget.{row.metric}.max = {format_quantity(row.cap or 0.0, row.metric)} is below the cheapest network "
+        f"{_whose(tables[row.metric])}; the nearest cap that can be met is {_at_least(row.nearest or 0.0, row.metric)}"
         for row in rows
         if not row.satisfiable
     ]
-    if broken:
-        return f"{profile}: {'; '.join(broken)}"
+    return f"{profile}: {'; '.join(broken)}"
+
+
+def _joint_message(
+    profile: str, rows: tuple[FeasibilityRow, ...], found: Nearest, tables: Mapping[str, Cost]
+) -> str:
+    """Return what caps that can each be met come to together."""
+    choices = np.array([found.choices])
+    capped = [row for row in rows if row.cap is not None]
     nearest = ", ".join(
-        f"{metric} {_at_least(value, metric)} (max {format_quantity(caps[metric], metric)})"
-        for metric, value in closest.items()
+        f"{row.metric} {_at_least(float(tables[row.metric].of(choices)[0]), row.metric)} "
+        f"(max {format_quantity(row.cap or 0.0, row.metric)})"
+        for row in capped
     )
-    return f"{profile}: each cap can be met alone, but no network was found that meets all; the nearest has {nearest}"
+    none = "it is proven that no network meets all" if found.proven else "no network was found that meets all"
+    alone = ", ".join(
+        f"{row.metric} {_at_least(row.nearest, row.metric)}" for row in capped if row.nearest is not None
+    )
+    least = f"; the least of one within all other caps: {alone}" if alone else ""
+    return f"{profile}: each cap can be met alone, but {none}; the nearest has {nearest}{least}"
 
 
-def _representatives(
-    space: SearchSpace, mask: CandidateMask, cheapest: Sequence[tuple[int, ...]]
-) -> IntArray:
-    """Return random allowed architectures (n, D), behind the smallest, the largest and the ``cheapest`` ones."""
+def _whose(cost: Cost) -> str:
+    return "of the space" if isinstance(cost, CostTable) else "that was found"
+
+
+def _random_choices(mask: CandidateMask) -> IntArray:
+    """Return random allowed architectures (n, D)."""
     rng = np.random.default_rng(0)
-    columns = [rng.choice(np.flatnonzero(row), size=NUM_SAMPLES) for row in mask]
-    ends = np.array([space.smallest(mask).choices, space.largest(mask).choices, *cheapest])
-    choices: IntArray = np.concatenate([ends, np.stack(columns, axis=1)])
+    choices: IntArray = np.stack([rng.choice(np.flatnonzero(row), size=NUM_SAMPLES) for row in mask], axis=1)
     return choices
 
 
@@ -188,5 +204,5 @@ def _absolute(limit: Quantity | Percent, smallest: float, largest: float) -> flo
     return smallest + limit.fraction * (largest - smallest)
 
 
-def _cost(table: CostTable, architecture: Architecture) -> float:
-    return float(table.of(np.array([architecture.choices]))[0])
+def _cost(cost: Cost, architecture: Architecture) -> float:
+    return float(cost.of(np.array([architecture.choices]))[0])

@@ -3,7 +3,11 @@
 A layer's cost depends on a few decisions, so the cost of a network is a constant plus a sum of *factors*,
 each a table over the candidates of those decisions. Whole numbers stay exact: float64 holds them below 2**53.
 
-Notation: n architectures, D decisions, F factors, M tables, P entries of all factors of a table.
+A cost that is no such sum, because it depends on all decisions at once, is one factor over all of them as long as
+that table is small (3**8 entries, say), and otherwise another :class:`Cost`.
+
+Notation: n architectures, D decisions, C candidates, F factors, M tables, P entries of all factors of a table, L sums
+of factors that are minimised together.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +25,26 @@ from nasdeploy.spaces.base import CandidateMask, LayerSpec, SearchSpace
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+
+
+class Cost(Protocol):
+    """What architectures cost by one metric, in its unit: what objectives and budgets need to know of it."""
+
+    def of(self, choices: IntArray) -> FloatArray:
+        """Return the costs (n,) of ``choices`` (n, D). Raises ValueError for an index out of range."""
+        ...
+
+    def expected(self, theta: FloatArray) -> float:
+        """Return E[cost] for independent decisions with probabilities ``theta`` (D, C), padded with zeros."""
+        ...
+
+    def minimum(self, mask: CandidateMask) -> float:
+        """Return the least cost of an allowed architecture."""
+        ...
+
+    def cheapest(self, mask: CandidateMask) -> tuple[int, ...]:
+        """Return the choices (D,) of an allowed architecture of that cost."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,8 +69,25 @@ class Factor:
             )
 
 
-_Eliminated = tuple[int, tuple[int, ...], npt.NDArray[np.intp]]
-"""A decision, those that its best candidate depends on, and that candidate for each combination of them."""
+Entry = tuple[tuple[int, ...], FloatArray]
+"""Decisions, and L tables over them in one array: (L, C_a, C_b, …)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Eliminated:
+    """A decision that was minimised over, while ``neighbours`` were left.
+
+    costs: what depends on the decision, and on those that were eliminated before it: (L, *neighbours, C).
+    """
+
+    decision: int
+    neighbours: tuple[int, ...]
+    costs: FloatArray
+
+    def least(self) -> FloatArray:
+        """Return the least costs for every choice of the neighbours: (L, *neighbours)."""
+        least: FloatArray = self.costs.min(axis=-1)
+        return least
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,28 +111,18 @@ class CostTable:
 
         The work grows with the widest table met on the way: small wherever a layer sees only its neighbours.
         """
-        return self._eliminate(mask)[0]
+        return self._eliminated(mask)[0]
 
     def cheapest(self, mask: CandidateMask) -> tuple[int, ...]:
         """Return the choices (D,) of an allowed architecture of the least cost; decisions without cost stand first."""
-        allowed = [np.flatnonzero(row) for row in mask]
-        position = dict.fromkeys(range(len(mask)), 0)  # among the allowed candidates
-        for decision, neighbours, best in reversed(self._eliminate(mask)[1]):
-            position[decision] = int(best[tuple(position[d] for d in neighbours)])
-        return tuple(int(row[position[d]]) for d, row in enumerate(allowed))
+        (positions,) = best_positions(self._eliminated(mask)[1], num_decisions=len(mask))
+        return tuple(int(np.flatnonzero(row)[c]) for row, c in zip(mask, positions, strict=True))
 
-    def _eliminate(self, mask: CandidateMask) -> tuple[float, list[_Eliminated]]:
-        """Return the least cost and, in order, what was eliminated."""
-        tables = [(f.decisions, f.values[np.ix_(*(mask[d] for d in f.decisions))]) for f in self.factors]
-        eliminated: list[_Eliminated] = []
-        while left := {d for decisions, _ in tables for d in decisions}:
-            # the decision with the fewest neighbours first, so that the joint tables stay small
-            chosen = min(left, key=lambda d: len(set().union(*(ds for ds, _ in tables if d in ds))))
-            joint = _joint([entry for entry in tables if chosen in entry[0]], last=chosen)
-            rest = [entry for entry in tables if chosen not in entry[0]]
-            eliminated.append((chosen, joint[0][:-1], joint[1].argmin(axis=-1)))
-            tables = [*rest, (joint[0][:-1], joint[1].min(axis=-1))]
-        return self.constant + float(sum(values for _, values in tables)), eliminated
+    def _eliminated(self, mask: CandidateMask) -> tuple[float, list[Eliminated]]:
+        """Return the least cost and, in order, what was eliminated, in positions among the allowed candidates."""
+        entries = allowed_entries((self,), mask)
+        least, eliminated = eliminate(entries, elimination_order([decisions for decisions, _ in entries]))
+        return self.constant + float(least[0]), eliminated
 
     def scaled(self, intercept: float, slope: float) -> CostTable:
         """Return the table of ``intercept + slope * cost``."""
@@ -127,13 +158,15 @@ class CostTable:
 
 
 class TableStack:
-    """M tables looked up together: where an entry lies is computed once for all of them.
+    """M costs looked up together: where an entry lies is computed once for all that are tables.
 
     Factors over the same decisions share their place, so tables of one space cost little more than one of
-    them.
+    them. A cost of another kind is asked by itself.
     """
 
-    def __init__(self, tables: Sequence[CostTable]) -> None:
+    def __init__(self, costs: Sequence[Cost]) -> None:
+        self._others = [(m, cost) for m, cost in enumerate(costs) if not isinstance(cost, CostTable)]
+        tables = [cost if isinstance(cost, CostTable) else CostTable(()) for cost in costs]
         layout = _layout(tables)
         sizes = [int(np.prod(shape, dtype=np.int64)) for shape in layout.values()]
         starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
@@ -165,7 +198,10 @@ class TableStack:
         for decisions, strides in zip(self._decisions, self._strides, strict=True):
             places = places + strides * columns[decisions]
         costs: FloatArray = self._values.take(places, axis=1).sum(axis=1)  # (M, F, n) -> (M, n)
-        return self._constants + costs
+        costs = self._constants + costs
+        for m, cost in self._others:
+            costs[m] = cost.of(columns.T)
+        return costs
 
     def _check(self, columns: IntArray) -> None:
         used = columns[: len(self._limits)]
@@ -201,19 +237,70 @@ def _expectation(factor: Factor, theta: FloatArray) -> float:
     return float(values)
 
 
-Entry = tuple[tuple[int, ...], FloatArray]
+def allowed_entries(tables: Sequence[CostTable], mask: CandidateMask) -> list[Entry]:
+    """Return the factors of M tables of one space, (M, …) each, over the allowed candidates only.
+
+    Factors over the same decisions are added; constants are left out.
+    """
+    entries = []
+    for decisions, shape in _layout(tables).items():
+        values = np.zeros((len(tables), *shape))
+        for m, table in enumerate(tables):
+            values[m] += sum(factor.values for factor in table.factors if factor.decisions == decisions)
+        allowed = np.ix_(np.arange(len(tables)), *(np.flatnonzero(mask[d]) for d in decisions))
+        entries.append((decisions, values[allowed]))
+    return entries
+
+
+def elimination_order(scopes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Return an order in which the tables over ``scopes`` stay small: the decision with the fewest neighbours first."""
+    left = [set(scope) for scope in scopes if scope]
+    order = []
+    while left:
+        met = {d: set().union(*(scope for scope in left if d in scope)) for d in sorted(set().union(*left))}
+        chosen = min(met, key=lambda d: len(met[d]))
+        order.append(chosen)
+        joined = met[chosen] - {chosen}
+        left = [scope for scope in left if chosen not in scope] + [joined] * bool(joined)
+    return order
+
+
+def eliminate(entries: Sequence[Entry], order: Sequence[int]) -> tuple[FloatArray, list[Eliminated]]:
+    """Return the least values (L,) of the sums of ``entries`` and, in ``order``, what was eliminated.
+
+    order: every decision of the entries once. The work grows with the widest table met on the way.
+    """
+    tables = list(entries)
+    eliminated = []
+    for chosen in order:
+        scope, costs = _joint([entry for entry in tables if chosen in entry[0]], last=chosen)
+        found = Eliminated(decision=chosen, neighbours=scope[:-1], costs=costs)
+        eliminated.append(found)
+        tables = [entry for entry in tables if chosen not in entry[0]]
+        tables.append((found.neighbours, found.least()))
+    return np.asarray(sum((values for _, values in tables), np.zeros(1))), eliminated
+
+
+def best_positions(eliminated: Sequence[Eliminated], *, num_decisions: int) -> IntArray:
+    """Return the choices (L, D) of the least values, as positions among the candidates that were left."""
+    num_sums = len(eliminated[0].costs) if eliminated else 1
+    positions = np.zeros((num_sums, num_decisions), dtype=np.int64)
+    for one in reversed(eliminated):
+        seen = one.costs[(np.arange(num_sums), *positions[:, list(one.neighbours)].T)]  # (L, C)
+        positions[:, one.decision] = seen.argmin(axis=-1)
+    return positions
 
 
 def _joint(entries: Sequence[Entry], *, last: int) -> Entry:
     """Return the sum of ``entries`` as one table over all their decisions, ``last`` as the last axis."""
     others = sorted({d for decisions, _ in entries for d in decisions} - {last})
-    joint = (*others, last)
+    scope = (*others, last)
     total: FloatArray = np.zeros(())
     for decisions, values in entries:
-        order = sorted(range(len(decisions)), key=lambda axis: joint.index(decisions[axis]))
-        missing = tuple(axis for axis, d in enumerate(joint) if d not in decisions)
-        total = total + np.expand_dims(values.transpose(order), missing)
-    return joint, total
+        order = sorted(range(len(decisions)), key=lambda axis: scope.index(decisions[axis]))
+        missing = tuple(1 + axis for axis, d in enumerate(scope) if d not in decisions)
+        total = total + np.expand_dims(values.transpose(0, *(1 + axis for axis in order)), missing)
+    return scope, total
 
 
 def _layout(tables: Sequence[CostTable]) -> dict[tuple[int, ...], tuple[int, ...]]:

@@ -22,6 +22,8 @@ Notation of this package
     α_k         (K,)                mixture shares; q(c) = Σ_k α_k p_k(c)
     w_k(c)      p_k(c) / q(c)       importance weight, in [0, 1/α_k];  ESS_k = (Σw)² / Σw²
     u_i         utility             higher is better, sums to 0, importance weight inside
+    L̂(c)        model of the loss   t_k in [0, 1]: how far profile k trusts it;  R²: what it explains of new samples
+    F           free draws of p_k   they are not evaluated, so their number costs nothing but arithmetic
     n_θ         Σ_d (C_d - 1)       free parameters
     δ, Δ, β, s, γ                   ASNG's step length, its divisor, its averaging rate and its two averages
 

@@ -90,8 +90,8 @@ def log_probability(theta: FloatArray, choices: IntArray) -> FloatArray:
 
 
 def flat_index(choices: IntArray, num_columns: int) -> IntArray:
-    """Return where each choice lies in a flattened (D, C) table: (n, D)."""
-    return choices + num_columns * np.arange(choices.shape[1])
+    """Return where each choice of (..., D) lies in a flattened (D, C) table: (..., D)."""
+    return choices + num_columns * np.arange(choices.shape[-1])
 
 
 def sample(theta: FloatArray, rng: np.random.Generator) -> IntArray:
@@ -99,10 +99,25 @@ def sample(theta: FloatArray, rng: np.random.Generator) -> IntArray:
 
     A candidate of probability 0 is never returned, not even when a cumulative sum rounds below 1.
     """
-    cumulative = theta.cumsum(axis=-1)
-    drawn = (rng.random(theta.shape[:-1])[..., None] >= cumulative).sum(axis=-1)  # (n, D)
-    choices: IntArray = np.minimum(drawn, last_allowed(theta > 0.0))
+    return sample_owned(theta, np.arange(len(theta)), rng)
+
+
+def sample_owned(theta: FloatArray, owners: IntArray, rng: np.random.Generator) -> IntArray:
+    """Return one architecture of distribution ``owners[i]`` each: theta (K, D, C), owners (n,) -> choices (n, D)."""
+    cumulative = theta.cumsum(axis=-1)[owners]  # (n, D, C)
+    drawn = (rng.random(cumulative.shape[:-1])[..., None] >= cumulative).sum(axis=-1)  # (n, D)
+    choices: IntArray = np.minimum(drawn, last_allowed(theta > 0.0)[owners])
     return choices
+
+
+def sample_each(theta: FloatArray, num: int, rng: np.random.Generator) -> IntArray:
+    """Return ``num`` architectures of every distribution: theta (K, D, C) -> choices (K, num, D)."""
+    cumulative = theta.cumsum(axis=-1)[:, None]  # (K, 1, D, C)
+    drawn = rng.random((len(theta), num, theta.shape[1]))
+    choices = np.zeros(drawn.shape, dtype=np.int64)
+    for c in range(theta.shape[-1] - 1):  # one plane at a time: no array of (K, num, D, C)
+        choices += drawn >= cumulative[..., c]
+    return np.minimum(choices, last_allowed(theta > 0.0)[:, None])
 
 
 def last_allowed(mask: BoolArray) -> IntArray:
@@ -116,6 +131,16 @@ def within(mask: BoolArray, choices: IntArray) -> BoolArray:
     flat = mask.reshape(*mask.shape[:-2], -1)
     allowed = flat.take(flat_index(choices, mask.shape[-1]), axis=-1)  # (..., n, D)
     return np.asarray(np.all(allowed, axis=-1))
+
+
+def neighbours(choices: IntArray, mask: BoolArray) -> IntArray:
+    """Return all allowed architectures that differ from ``choices`` (D,) in one decision: (n_θ, D)."""
+    other = mask.copy()
+    other[np.arange(len(choices)), choices] = False
+    decisions, candidates = np.nonzero(other)
+    changed = np.tile(choices, (len(decisions), 1))
+    changed[np.arange(len(decisions)), decisions] = candidates
+    return changed
 
 
 def entropy(theta: FloatArray) -> FloatArray:

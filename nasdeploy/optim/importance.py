@@ -24,17 +24,19 @@ def log_mixture(log_p: FloatArray, alpha: FloatArray) -> FloatArray:
 
 
 def importance_weights(log_p: FloatArray, log_q: FloatArray) -> FloatArray:
-    """Return w = exp(log p - log q) (n,), in [0, 1/α_k] and never clipped; 0 where p = 0."""
+    """Return w = exp(log p - log q), in [0, 1/α_k] and never clipped, 0 where p = 0: (..., n), log_q (n,)."""
     possible = np.isfinite(log_p)
     difference = np.subtract(log_p, log_q, out=np.full(log_p.shape, -np.inf), where=possible)
     weights: FloatArray = np.exp(difference)
     return weights
 
 
-def effective_sample_size(weights: FloatArray) -> float:
-    """Return ESS = (Σw)² / Σw²; 0 when every weight is 0."""
-    largest = weights.max(initial=0.0)
-    if largest == 0.0:
-        return 0.0
-    scaled = weights / largest  # so that tiny weights do not underflow when squared
-    return float(scaled.sum() ** 2 / (scaled * scaled).sum())
+def effective_sample_size(weights: FloatArray) -> FloatArray:
+    """Return ESS = (Σw)² / Σw² (...) of weights (..., n); 0 when every weight is 0."""
+    largest = weights.max(axis=-1, initial=0.0, keepdims=True)
+    scaled = weights / np.where(
+        largest > 0.0, largest, 1.0
+    )  # so that tiny weights do not underflow when squared
+    squares = (scaled * scaled).sum(axis=-1)
+    ess: FloatArray = scaled.sum(axis=-1) ** 2 / np.where(squares > 0.0, squares, 1.0)
+    return ess

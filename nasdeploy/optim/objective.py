@@ -8,9 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from nasdeploy.costs.table import CostTable, FloatArray, IntArray, TableStack
+from nasdeploy.costs.table import Cost, FloatArray, IntArray, TableStack
 from nasdeploy.errors import ConfigError
 from nasdeploy.optim.categorical import BoolArray
+from nasdeploy.optim.utility import dense_ranks
 
 ROUNDING = 1e-13
 """A relative excess below this is rounding of a sum of measured costs; counts below 1e13 stay exact."""
@@ -25,7 +26,7 @@ class Objective:
     positive.
     """
 
-    tables: Mapping[str, CostTable]
+    tables: Mapping[str, Cost]
     caps: Mapping[str, float] = field(default_factory=dict)
     coefficients: Mapping[str, float] = field(default_factory=dict)
     references: Mapping[str, float] = field(default_factory=dict)
@@ -63,17 +64,12 @@ class Objective:
 
 
 def rank(values: FloatArray, violation: FloatArray) -> IntArray:
-    """Return dense ranks (n,): first those without ``violation`` by ``values``, then the others by violation.
+    """Return dense ranks (..., n): first those without ``violation`` by ``values``, then the others by violation.
 
-    Ties are found by equality of the sort key.
+    Both are (..., n). Ties are found by equality of the sort key.
     """
     infeasible = violation > 0.0
-    key = np.where(infeasible, violation, values)
-    order = np.lexsort((key, infeasible))  # by feasibility first, then by the key
-    differs = (np.diff(key[order]) != 0.0) | np.diff(infeasible[order])
-    ranks = np.empty(len(key), dtype=np.int64)
-    ranks[order] = np.concatenate([[0], np.cumsum(differs)])[: len(key)]
-    return ranks
+    return dense_ranks(infeasible, np.where(infeasible, violation, values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,7 +114,7 @@ class Judge:
         return Judgement(penalty=penalty, violation=violation)
 
 
-def _check(metric: str, key: str, value: float, tables: Mapping[str, CostTable], *, valid: bool) -> None:
+def _check(metric: str, key: str, value: float, tables: Mapping[str, Cost], *, valid: bool) -> None:
     if metric not in tables:
         raise ConfigError(
             f"budget.{metric}.{key}: no cost table for '{metric}'; expected one of {', '.join(tables)}"

@@ -1,37 +1,32 @@
 """K distributions learnt from one stream of evaluations. [search.md, One step; arXiv 2207.10334]
 
-Every evaluation is used by all K distributions, each with its importance weight p_k / q.
-
-Why a distribution with too few effective samples does not step: ASNG rescales any gradient to full length.
-With one effective sample the utilities nearly vanish, and the crumbs of foreign samples would become a full
-step: a random walk. Such a distribution keeps the samples of up to 12 steps and acts once enough have
-accumulated.
+Every evaluation is used by all K distributions; how, is the matter of an estimator.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.optim import categorical
+from nasdeploy.optim.acquisition import Proposer
 from nasdeploy.optim.archive import Archive
-from nasdeploy.optim.asng import Asng, natural_gradient
+from nasdeploy.optim.asng import Asng
 from nasdeploy.optim.categorical import BoolArray
-from nasdeploy.optim.importance import MIN_ESS, effective_sample_size, importance_weights, log_mixture
-from nasdeploy.optim.objective import Judge, Objective, rank
-from nasdeploy.optim.utility import rank_utility, truncation_share
+from nasdeploy.optim.doubly_robust import DoublyRobust
+from nasdeploy.optim.draws import Draw, Mixture, draw_of
+from nasdeploy.optim.estimators import Estimate, Evaluated, GradientEstimator, RankEstimator, evaluated
+from nasdeploy.optim.objective import Judge, Objective
+from nasdeploy.optim.surrogate import RidgeSurrogate, StreamingSurrogate
 from nasdeploy.spaces.base import CandidateMask
 
-Estimator = Literal["independent", "importance"]
-ESTIMATORS: tuple[Estimator, ...] = ("independent", "importance")
+Estimator = Literal["independent", "importance", "doubly_robust"]
+ESTIMATORS: tuple[Estimator, ...] = ("independent", "importance", "doubly_robust")
 
-MAX_POOLED_STEPS = 12
-MAX_REDRAWS = 16
 SHARED_DELTA_0 = 0.3
 """Default δ_0 for K > 1: the distributions overlap for longer, which is when sharing pays."""
 
@@ -42,7 +37,8 @@ class Diagnostics:
 
     ess: effective samples. stepped: whether θ moved. gated: whether it waits for more samples (neither: all
     pooled samples ranked equal). own_share: share of the weight on samples drawn from its own distribution.
-    entropy: of p_k in nats, afterwards.
+    entropy: of p_k in nats, afterwards. r_squared: of the surrogate on earlier fresh samples, None without one.
+    gate_openings: how often so far a distribution that had waited for samples moved on.
     """
 
     ess: tuple[float, ...]
@@ -50,25 +46,8 @@ class Diagnostics:
     gated: tuple[bool, ...]
     own_share: tuple[float, ...]
     entropy: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Draw:
-    """Architectures and where they come from: choices (n, D), owners (n,), log q of this very draw (n,)."""
-
-    choices: IntArray
-    owners: IntArray
-    log_q: FloatArray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Step:
-    """An evaluated draw: losses (n,) minus the step's mean; penalty and violation (K, n)."""
-
-    draw: _Draw
-    losses: FloatArray
-    penalty: FloatArray
-    violation: FloatArray
+    r_squared: tuple[float | None, ...]
+    gate_openings: tuple[int, ...]
 
 
 class PooledOptimizer:
@@ -76,10 +55,13 @@ class PooledOptimizer:
 
     num_candidates: (C_1, …, C_D).
     objectives: K of them. masks: what each profile allows; None allows everything.
-    estimator: "importance" pools all samples; "independent", a baseline, gives each distribution its own.
+    estimator: "importance" pools all samples; "doubly_robust" learns a model of the loss besides; "independent", a
+    baseline, gives each distribution its own samples.
     alpha: mixture shares (K,), default 1/K. delta_0: default 1 for one distribution, 0.3 for several.
     archive_size: how many of the latest samples are remembered at least.
     initial_theta: (K, D, C) to start from, brought inside the masks and to the margin; default uniform.
+    surrogate: the model of "doubly_robust", default a ridge regression.
+    proposer: proposes a share ``guided_share`` of what is asked for; every loss is told to it.
 
     Raises ValueError for arguments that do not fit each other.
     """
@@ -95,13 +77,18 @@ class PooledOptimizer:
         delta_0: float | None = None,
         archive_size: int = 8192,
         initial_theta: FloatArray | None = None,
+        surrogate: StreamingSurrogate | None = None,
+        proposer: Proposer | None = None,
+        guided_share: float = 0.0,
     ) -> None:
         num_profiles = len(objectives)
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator = {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
         if num_profiles == 0 or (masks is not None and len(masks) != num_profiles):
             raise ValueError(
                 f"{num_profiles} objectives, masks: {masks and len(masks)}; expected one of each a profile"
+            )
+        if not 0.0 <= guided_share <= 1.0 or (guided_share > 0.0 and proposer is None):
+            raise ValueError(
+                f"guided_share = {guided_share}; expected a number from 0 to 1, and a proposer unless it is 0"
             )
         self.objectives = tuple(objectives)
         self.num_candidates = tuple(num_candidates)
@@ -115,25 +102,35 @@ class PooledOptimizer:
         )  # (K, D, C)
         if delta_0 is None:
             delta_0 = 1.0 if num_profiles == 1 else SHARED_DELTA_0
-        start = _initial_theta(initial_theta, self.mask)
-        self._asng = [Asng(t, m, delta_0=delta_0) for t, m in zip(start, self.mask, strict=True)]
-        self._judge = Judge(self.objectives)
+        judge = Judge(self.objectives)
+        self._judge = judge
+        self._asng = Asng(_initial_theta(initial_theta, self.mask), self.mask, delta_0=delta_0)
+        self._estimator = _make_estimator(
+            estimator,
+            judge=judge,
+            num_candidates=num_candidates,
+            num_profiles=num_profiles,
+            surrogate=surrogate,
+        )
+        self._mixture = Mixture(
+            alpha=self.alpha, mask=self.mask, judge=judge, own_only=self._estimator.own_draws_only
+        )
+        self._proposer, self._guided_share = proposer, guided_share
         self.archive = Archive(len(self.num_candidates), archive_size)
         self.diagnostics: Diagnostics | None = None
+        self.latest: Evaluated | None = None  # what the last ``tell`` of this process took
         self.num_steps = 0
-        self._recent: deque[_Step] = deque(maxlen=MAX_POOLED_STEPS)
-        self._held = [0] * num_profiles  # per profile: how many steps before this one it has not used yet
-        self._asked: _Draw | None = None
+        self._asked: Draw | None = None
 
     @property
     def theta(self) -> FloatArray:
         """θ (K, D, C), with margin."""
-        return np.stack([asng.theta for asng in self._asng])
+        return self._asng.theta.copy()
 
     @property
     def sharp_theta(self) -> FloatArray:
         """θ (K, D, C) without the margin: what the distributions would be once the search ends."""
-        return categorical.without_margin(self.theta, self.mask)
+        return categorical.without_margin(self._asng.theta, self.mask)
 
     def modes(self) -> IntArray:
         """Return the likeliest architecture of each distribution: (K, D). It may break a cap."""
@@ -141,18 +138,23 @@ class PooledOptimizer:
 
     def expected_cost(self, k: int, metric: str) -> float:
         """Return E[R_m] under distribution ``k`` without its margin, in the metric's unit."""
-        return self.objectives[k].tables[metric].expected(self.sharp_theta[k])
+        sharp = categorical.without_margin(self._asng.theta[k], self.mask[k])
+        return self.objectives[k].tables[metric].expected(sharp)
 
     def ask(self, n: int, rng: np.random.Generator) -> IntArray:
-        """Return ``n`` architectures (n, D) from the mixture q, to be evaluated and told.
+        """Return ``n`` architectures (n, D) to be evaluated and told: from the mixture q, then those proposed.
 
-        n does not grow with K: distribution k gives floor or ceil of n α_k. What no profile can afford is
-        drawn again (for "independent": what its own profile cannot), at most 16 times; then it is returned as
-        it is. Raises ValueError for n < 1.
+        n does not grow with K: distribution k gives floor or ceil of n α_k, less what the proposer gives. What no
+        profile can afford is drawn again (for "independent": what its own profile cannot), at most 16 times; then
+        it is returned as it is. Raises ValueError for n < 1, and for proposals that are no architectures.
         """
         if n < 1:
             raise ValueError(f"ask: n = {n}; expected at least 1 architecture")
-        self._asked = self._draw(n, rng)
+        proposals = self._proposals(round(n * self._guided_share), rng)
+        draw = self._mixture.draw(self._asng.theta, n - len(proposals), rng)
+        if self._estimator.draws_freely:
+            draw = replace(draw, seed=int(rng.integers(2**63)))
+        self._asked = draw.with_guided(proposals) if len(proposals) else draw
         return self._asked.choices.copy()
 
     def ask_for_weights(self, n: int, rng: np.random.Generator, *, uniform_share: float) -> IntArray:
@@ -167,7 +169,8 @@ class PooledOptimizer:
         num_uniform = int((categorical.systematic_owners(shares, n, rng) == 0).sum())
         union = categorical.uniform(np.logical_or.reduce(self.mask, axis=0))  # (D, C)
         uniform = categorical.sample(np.broadcast_to(union, (num_uniform, *union.shape)), rng)
-        return np.concatenate([uniform, self._draw(n - num_uniform, rng).choices])
+        drawn = self._mixture.draw(self._asng.theta, n - num_uniform, rng)
+        return np.concatenate([uniform, drawn.choices])
 
     def tell(self, choices: IntArray, losses: FloatArray) -> None:
         """Take the losses (n,) of the ``choices`` (n, D) that the last ``ask`` returned, and move every θ.
@@ -186,120 +189,103 @@ class PooledOptimizer:
             )
         self._asked = None
         self.archive.add(self.num_steps, draw.choices, losses)
-        self._recent.append(self._evaluated(draw, losses - losses.mean()))  # L minus the step's mean
-        outcomes = [self._update(k) for k in range(len(self._asng))]
+        self.latest = told = evaluated(draw, losses, self._judge)
+        estimate = self._estimator.estimate(told, self._asng.theta, step=self.num_steps)
+        gradient = estimate.gradient / estimate.unit[:, None, None]
+        stepped = self._asng.step(gradient, ready=estimate.ready)
+        if self._proposer is not None:
+            self._proposer.tell(draw.choices, losses, self.num_steps)
         self.num_steps += 1
-        while len(self._recent) > max(self._held):
-            self._recent.popleft()
-        ess, stepped, own_share = zip(*outcomes, strict=True)
-        self.diagnostics = Diagnostics(
-            ess=ess,
-            stepped=stepped,
-            gated=tuple(held > 0 for held in self._held),
-            own_share=own_share,
-            entropy=tuple(categorical.entropy(self.theta).tolist()),
-        )
+        self.diagnostics = self._describe(estimate, stepped)
 
     def continue_archive(self, other: PooledOptimizer) -> None:
         """Take over what ``other`` has evaluated; what is told from now on counts as later than that."""
         self.archive.load_state_dict(other.archive.state_dict())
         self.num_steps = other.num_steps
 
-    def _update(self, k: int) -> tuple[float, bool, float]:
-        """Move θ_k by the pooled samples; return (ESS, whether it moved, weight share of own samples)."""
-        pool = list(self._recent)[-1 - self._held[k] :]  # this step and those that k has not used yet
-        choices = np.concatenate([step.draw.choices for step in pool])  # (N, D)
-        owners = np.concatenate([step.draw.owners for step in pool])
-        weights = self._weights(k, choices, owners, np.concatenate([step.draw.log_q for step in pool]))
-        ess = effective_sample_size(weights)
-        own_share = float(weights[owners == k].sum() / weights.sum()) if ess > 0.0 else 0.0
-        if ess < MIN_ESS:
-            self._held[k] = min(self._held[k] + 1, MAX_POOLED_STEPS - 1)
-            return ess, False, own_share
-        self._held[k] = 0
-        ranks = rank(
-            np.concatenate([step.losses + step.penalty[k] for step in pool]),
-            np.concatenate([step.violation[k] for step in pool]),
+    def _proposals(self, count: int, rng: np.random.Generator) -> IntArray:
+        """Return at most ``count`` architectures of the proposer (m, D)."""
+        num_decisions = len(self.num_candidates)
+        if self._proposer is None or count == 0:
+            return np.empty((0, num_decisions), dtype=np.int64)
+        found = self._proposer.propose(count, rng)
+        union = np.logical_or.reduce(self.mask, axis=0)  # (D, C)
+        if (
+            found.ndim != 2
+            or found.shape[1] != num_decisions
+            or len(found) > count
+            or (found < 0).any()
+            or (found >= union.shape[1]).any()
+            or not categorical.within(union, found).all()
+        ):
+            raise ValueError(
+                f"proposer: {len(found)} proposals of shape {found.shape}; expected at most {count} architectures of "
+                f"{num_decisions} decisions, inside the masks"
+            )
+        return found.astype(np.int64)
+
+    def _describe(self, estimate: Estimate, stepped: BoolArray) -> Diagnostics:
+        num_profiles = len(self.objectives)
+        known = estimate.r_squared
+        return Diagnostics(
+            ess=tuple(estimate.ess.tolist()),
+            stepped=tuple(stepped.tolist()),
+            gated=tuple(self._estimator.waiting.tolist()),
+            own_share=tuple(estimate.own_share.tolist()),
+            entropy=tuple(categorical.entropy(self._asng.theta).tolist()),
+            r_squared=tuple(known.tolist()) if known is not None else (None,) * num_profiles,
+            gate_openings=tuple(self._estimator.gate_openings.tolist()),
         )
-        utilities = rank_utility(ranks, weights, truncation_share(ess))
-        asng = self._asng[k]
-        return ess, asng.step(natural_gradient(utilities, choices, asng.theta)), own_share
-
-    def _weights(self, k: int, choices: IntArray, owners: IntArray, log_q: FloatArray) -> FloatArray:
-        """Return w_k = p_k / q (N,), up to a factor, which the utility and the ESS do not see.
-
-        Redrawing cuts p_k and q to the affordable set A: w_k changes by p_k(A) and by q(A), the same for a
-        whole step. Between held steps q(A) differs a little; that is left out, since only an estimate of it
-        could be put in.
-        """
-        if self.estimator == "independent":
-            return np.equal(owners, k).astype(np.float64)
-        return importance_weights(categorical.log_probability(self._asng[k].theta, choices), log_q)
-
-    def _evaluated(self, draw: _Draw, losses: FloatArray) -> _Step:
-        judged = self._judge.judge(draw.choices)
-        return _Step(draw=draw, losses=losses, penalty=judged.penalty, violation=judged.violation)
-
-    def _draw(self, n: int, rng: np.random.Generator) -> _Draw:
-        theta = self.theta
-        owners = categorical.systematic_owners(self.alpha, n, rng)  # (n,)
-        choices = categorical.sample(theta[owners], rng)  # (n, D, C) -> (n, D)
-        wasted = np.flatnonzero(~self._affordable(choices, owners))
-        for _ in range(MAX_REDRAWS):
-            if wasted.size == 0:
-                break
-            if self.estimator == "importance":
-                # from the whole mixture, not from the same p_k: so accepted draws follow q, cut to A
-                owners[wasted] = rng.choice(len(self.alpha), size=wasted.size, p=self.alpha)
-            choices[wasted] = categorical.sample(theta[owners[wasted]], rng)
-            wasted = wasted[~self._affordable(choices[wasted], owners[wasted])]
-        log_q = log_mixture(categorical.log_probability(theta, choices), self.alpha)
-        return _Draw(choices=choices, owners=owners, log_q=log_q)
-
-    def _affordable(self, choices: IntArray, owners: IntArray) -> BoolArray:
-        """Return (n,): can some profile afford it, within its mask; for "independent", can its own?"""
-        if not self._judge.has_caps:  # what p_k draws lies in its own mask
-            return np.ones(len(choices), dtype=np.bool_)
-        feasible = self._judge.judge(choices).violation == 0.0  # (K, n)
-        by_profile = feasible & categorical.within(self.mask, choices)
-        affordable: BoolArray = by_profile.any(axis=0)
-        if self.estimator == "independent":
-            affordable = by_profile[owners, np.arange(len(owners))]
-        return affordable
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed run needs to continue bit by bit, as plain lists and numbers."""
+        """Return all that a resumed run needs to continue bit by bit, as plain lists, numbers and text."""
         return {
             "num_steps": self.num_steps,
-            "distributions": [asng.state_dict() for asng in self._asng],
-            "held": list(self._held),
-            "recent": [{**_draw_state(step.draw), "losses": step.losses.tolist()} for step in self._recent],
-            "asked": _draw_state(self._asked) if self._asked is not None else None,
+            "distributions": self._asng.state_dict(),
+            **self._estimator.state_dict(),
+            "proposer": self._proposer.state_dict() if self._proposer is not None else None,
+            "asked": self._asked.state_dict() if self._asked is not None else None,
             "archive": self.archive.state_dict(),
             "diagnostics": asdict(self.diagnostics) if self.diagnostics is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state of :meth:`state_dict`. Raises ValueError when it belongs to another problem."""
-        if len(state["distributions"]) != len(self._asng):
-            raise ValueError(
-                f"state holds {len(state['distributions'])} distributions; expected {len(self._asng)}"
-            )
-        for asng, row in zip(self._asng, state["distributions"], strict=True):
-            asng.load_state_dict(row)
+        self._asng.load_state_dict(state["distributions"])
+        self._estimator.load_state_dict(state)
         self.num_steps = int(state["num_steps"])
-        self._held = [int(held) for held in state["held"]]
-        self._recent.clear()
-        for row in state["recent"]:
-            self._recent.append(self._evaluated(_draw_of(row), np.array(row["losses"], dtype=np.float64)))
-        self._asked = _draw_of(state["asked"]) if state["asked"] is not None else None
+        if self._proposer is not None and state.get("proposer") is not None:
+            self._proposer.load_state_dict(state["proposer"])
+        self._asked = draw_of(state["asked"]) if state["asked"] is not None else None
         self.archive.load_state_dict(state["archive"])
-        found = state["diagnostics"]
-        self.diagnostics = (
-            Diagnostics(**{key: tuple(values) for key, values in found.items()})
-            if found is not None
-            else None
-        )
+        self.latest = None
+        self.diagnostics = _diagnostics_of(state["diagnostics"])
+
+
+def _make_estimator(
+    name: str,
+    *,
+    judge: Judge,
+    num_candidates: Sequence[int],
+    num_profiles: int,
+    surrogate: StreamingSurrogate | None,
+) -> GradientEstimator:
+    if name not in ESTIMATORS:
+        raise ValueError(f"estimator = {name!r}; expected one of {', '.join(ESTIMATORS)}")
+    if name == "doubly_robust":
+        model = surrogate if surrogate is not None else RidgeSurrogate(num_candidates)
+        return DoublyRobust(num_profiles=num_profiles, judge=judge, surrogate=model)
+    if surrogate is not None:
+        raise ValueError(f'a surrogate was given; expected estimator = "doubly_robust", got "{name}"')
+    return RankEstimator(num_profiles=num_profiles, judge=judge, own_draws_only=name == "independent")
+
+
+def _diagnostics_of(state: dict[str, Any] | None) -> Diagnostics | None:
+    if state is None:
+        return None
+    num_profiles = len(state["ess"])
+    added = {"r_squared": (None,) * num_profiles, "gate_openings": (0,) * num_profiles}  # not in version 0.1
+    return Diagnostics(**{key: tuple(values) for key, values in {**added, **state}.items()})
 
 
 def _mixture_shares(alpha: Sequence[float] | None, num_profiles: int) -> FloatArray:
@@ -321,15 +307,3 @@ def _initial_theta(theta: FloatArray | None, mask: BoolArray) -> FloatArray:
     total = inside.sum(axis=-1, keepdims=True)
     # a decision whose whole weight lies on forbidden candidates starts uniform
     return np.where(total > 0.0, inside / np.where(total > 0.0, total, 1.0), categorical.uniform(mask))
-
-
-def _draw_state(draw: _Draw) -> dict[str, Any]:
-    return {"choices": draw.choices.tolist(), "owners": draw.owners.tolist(), "log_q": draw.log_q.tolist()}
-
-
-def _draw_of(state: dict[str, Any]) -> _Draw:
-    return _Draw(
-        choices=np.array(state["choices"], dtype=np.int64),
-        owners=np.array(state["owners"], dtype=np.int64),
-        log_q=np.array(state["log_q"], dtype=np.float64),
-    )

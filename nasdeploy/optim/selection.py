@@ -56,7 +56,9 @@ def propose(
     known = _distinct(known[categorical.within(mask, known)])
     for _ in range(config.num_rounds):
         best = known[_ranked(known, objective, surrogate)[: config.beam]]
-        wider = _distinct(np.concatenate([known, *(neighbours(choices, mask) for choices in best)]))
+        wider = _distinct(
+            np.concatenate([known, *(categorical.neighbours(choices, mask) for choices in best)])
+        )
         if len(wider) == len(known):
             break
         known = wider
@@ -69,14 +71,32 @@ def shortlist(candidates: IntArray, *, objective: Objective, surrogate: Surrogat
     return ranked[objective.feasible(ranked)][:size]
 
 
-def neighbours(choices: IntArray, mask: BoolArray) -> IntArray:
-    """Return all allowed architectures that differ from ``choices`` (D,) in one decision: (n_θ, D)."""
-    other = mask.copy()
-    other[np.arange(len(choices)), choices] = False
-    decisions, candidates = np.nonzero(other)
-    changed = np.tile(choices, (len(decisions), 1))
-    changed[np.arange(len(decisions)), decisions] = candidates
-    return changed
+def settled(
+    *, expected: FloatArray, variance: FloatArray, measured: FloatArray, errors: FloatArray
+) -> FloatArray:
+    """Return the losses (n,) of finalists by model and measurement together, at the level of the measurement.
+
+    expected, variance: (n,) of L̂, which may lie at another level. measured, errors: (n,) losses and their standard
+    errors. Each weighs by its precision, as for any product of normal densities, so that of finalists which the
+    validation images cannot tell apart the one wins that the whole search speaks for.
+    """
+    spread = variance + errors**2
+    if not (spread > 0.0).all():  # some measurement is exact
+        return measured.copy()
+    level = np.average(measured - expected, weights=1.0 / spread)
+    combined: FloatArray = expected + level + variance / spread * (measured - expected - level)
+    return combined
+
+
+def paired_errors(losses: FloatArray) -> FloatArray:
+    """Return the standard errors (n,) of mean losses, relative to each other: ``losses`` (n, B) on the same B images.
+
+    What all have in common, such as images that are hard for any network, says nothing about their order.
+    """
+    apart = losses - losses.mean(axis=0)
+    count = losses.shape[1]
+    errors: FloatArray = apart.std(axis=1) / np.sqrt(max(count - 1, 1))
+    return errors
 
 
 def _likeliest(theta: FloatArray, rng: np.random.Generator, config: SelectionConfig) -> IntArray:

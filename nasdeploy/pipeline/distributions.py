@@ -14,15 +14,21 @@ from typing import Any
 import numpy as np
 
 from nasdeploy.errors import RunFolderError
-from nasdeploy.files import write_json
+from nasdeploy.files import write_json, write_whole
 from nasdeploy.networks import Supernet
+from nasdeploy.optim import draws
+from nasdeploy.optim.added import added_optimizer
+from nasdeploy.optim.estimators import Evaluated
 from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.pipeline.context import Job
+from nasdeploy.pipeline.evaluations import GUIDED, evaluation_rows, evaluations_csv
 from nasdeploy.pipeline.searching import is_searched, make_objective, searched
+from nasdeploy.pipeline.step_rows import Row
 from nasdeploy.pipeline.tables import ProfileCosts, profile_costs, require_counts_feasible
 from nasdeploy.profiles import HardwareProfile
 from nasdeploy.runs import read_json
-from nasdeploy.searchers.adapting import NUM_LOSS_STEPS, adapt, uncovered
+from nasdeploy.searchers.adapting import Adapted, adapt, uncovered
+from nasdeploy.spaces.base import SearchSpace
 
 ADAPTATION_SCHEMA = "nasdeploy/adaptation/1"
 
@@ -68,13 +74,15 @@ def find_distributions(job: Job) -> Distributions:
 
 
 def _adapted(job: Job, costs: ProfileCosts, supernet: Supernet, joint: PooledOptimizer) -> PooledOptimizer:
-    """Return the distribution of an added profile: the stored one, or the search adapted to it now."""
+    """Return the distribution of an added profile: the stored one, or the search adapted to it now.
+
+    It depends on the search alone, not on profiles that were added before: the order in which they come, and one that
+    is added again, change nothing.
+    """
     name, path = costs.profile.name, job.folder.adapted(costs.profile.name)
     objective = make_objective(costs)
     if path.exists():
-        stored = PooledOptimizer(
-            num_candidates=joint.num_candidates, objectives=[objective], masks=[costs.mask]
-        )
+        stored = added_optimizer(joint.num_candidates, objective=objective, mask=costs.mask)
         stored.load_state_dict(read_json(path, schema=ADAPTATION_SCHEMA)["optimizer"])
         return stored
     settings = job.settings.search
@@ -94,22 +102,29 @@ def _adapted(job: Job, costs: ProfileCosts, supernet: Supernet, joint: PooledOpt
     )
     seconds = time.perf_counter() - started
     within = int(objective.feasible(joint.archive.choices).sum())
-    facts = _facts(
-        name, found, joint, num_loss_samples=settings.num_loss_samples, seconds=seconds, within=within
-    )
-    write_json(path, facts)
+    write_whole(job.folder.adapted_evaluations(name), _evaluations(job.space, name, found.told).encode())
+    write_json(path, _facts(name, found, joint, seconds=seconds, within=within))
     job.observer.finish(f"adapt {name}", {"seconds": round(seconds, 1), "recorded within its caps": within})
-    return found
+    return found.optimizer
+
+
+def _evaluations(space: SearchSpace, name: str, told: Sequence[Evaluated]) -> str:
+    """Return what was evaluated for the profile ``name`` alone, in steps of its own, as CSV."""
+    rows: list[Row] = []
+    for step, one in enumerate(told, start=1):
+        owners = one.draw.owners.tolist()
+        rows += evaluation_rows(
+            space,
+            one.draw.choices,
+            one.losses,
+            steps=[step] * len(owners),
+            origins=[GUIDED if k == draws.GUIDED else name for k in owners],
+        )
+    return evaluations_csv(rows)
 
 
 def _facts(
-    name: str,
-    found: PooledOptimizer,
-    joint: PooledOptimizer,
-    *,
-    num_loss_samples: int,
-    seconds: float,
-    within: int,
+    name: str, found: Adapted, joint: PooledOptimizer, *, seconds: float, within: int
 ) -> dict[str, Any]:
     return {
         "schema": ADAPTATION_SCHEMA,
@@ -117,8 +132,8 @@ def _facts(
         "seconds": seconds,
         "num_recorded": len(joint.archive.losses),
         "num_recorded_within_caps": within,
-        "num_evaluations": NUM_LOSS_STEPS * num_loss_samples,
-        "optimizer": found.state_dict(),
+        "num_evaluations": sum(len(one.losses) for one in found.told),
+        "optimizer": found.optimizer.state_dict(),
     }
 
 

@@ -1,15 +1,9 @@
-"""What every step of a search did: for progress, and for ``history.csv``.
-
-Rows are appended to a file of their own before every checkpoint, so that a search which is continued has them all.
-"""
+"""What every step of a search did: for progress, and for ``history.csv``."""
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +11,20 @@ import torch
 from torch import Tensor
 
 from nasdeploy.optim.pooled import Diagnostics, PooledOptimizer
+from nasdeploy.pipeline.step_rows import Row, StepRows, csv_text
 from nasdeploy.progress import Value
 from nasdeploy.searchers.oneshot import SearchStep
 
 SHOWN_METRICS = ("latency", "flops", "params")
 HEADER = ("step", "stage", "seconds", "loss")
 
-Row = Mapping[str, Value]
-
 
 class History:
     """The rows of a search; the latest ones in memory, with their losses still on the device."""
 
     def __init__(self, path: Path, *, names: Sequence[str], optimizer: PooledOptimizer) -> None:
-        self._path, self._names, self._optimizer = path, names, optimizer
+        self._part = StepRows(path, first=HEADER)
+        self._names, self._optimizer = names, optimizer
         self._started: float | None = None
         self._pending: list[dict[str, Value]] = []
         self._losses: list[Tensor] = []
@@ -60,6 +54,10 @@ class History:
             columns[f"ess.{name}"] = round(diagnostics.ess[k], 3) if diagnostics else ""
             columns[f"stepped.{name}"] = int(diagnostics.stepped[k]) if diagnostics else ""
             columns[f"entropy.{name}"] = round(diagnostics.entropy[k], 4) if diagnostics else ""
+            columns[f"own_share.{name}"] = round(diagnostics.own_share[k], 4) if diagnostics else ""
+            r_squared = diagnostics.r_squared[k] if diagnostics else None
+            columns[f"r_squared.{name}"] = round(r_squared, 4) if r_squared is not None else ""
+            columns[f"gate_openings.{name}"] = diagnostics.gate_openings[k] if diagnostics else ""
             for metric in SHOWN_METRICS:
                 columns[f"{metric}.{name}"] = float(f"{self._optimizer.expected_cost(k, metric):.6g}")
         return columns
@@ -77,11 +75,7 @@ class History:
             return
         losses = torch.stack(self._losses).tolist()
         rows = [{**row, "loss": round(loss, 6)} for row, loss in zip(self._pending, losses, strict=True)]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("\n" + to_csv(rows))  # the line break ends what a kill may have cut off
-            file.flush()
-            os.fsync(file.fileno())
+        self._part.append(rows)
         self._pending, self._losses = [], []
 
     def rows(self, num_steps: int) -> list[Row]:
@@ -91,20 +85,12 @@ class History:
         return [found[step] for step in range(1, num_steps + 1)]
 
     def _stored(self) -> dict[int, Row]:
-        """Return the rows in the file, the latest of each step: after a kill some steps were done twice."""
-        found: dict[int, Row] = {}
-        names: list[str] = []
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        for line in csv.reader(text.splitlines()):
-            if line and line[0] == HEADER[0]:
-                names = line
-            elif line and len(line) == len(names):
-                found[int(line[0])] = dict(zip(names, line, strict=True))
-        return found
+        """Return the rows in the file by their steps."""
+        return {int(row["step"]): row for row in self._part.stored()}
 
     def discard(self) -> None:
         """Delete the file: the history is stored whole."""
-        self._path.unlink(missing_ok=True)
+        self._part.discard()
 
 
 def mean_ess(rows: Sequence[Row], name: str) -> float | None:
@@ -115,9 +101,4 @@ def mean_ess(rows: Sequence[Row], name: str) -> float | None:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Return the rows under their header."""
-    text = io.StringIO()
-    names = [*HEADER, *(key for key in rows[0] if key not in HEADER)]
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows, first=HEADER)

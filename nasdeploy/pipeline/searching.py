@@ -9,9 +9,11 @@ import torch
 
 from nasdeploy.files import write_json, write_whole
 from nasdeploy.networks import Supernet
+from nasdeploy.optim.acquisition import KnowledgeGradient
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.pipeline.context import Job
+from nasdeploy.pipeline.evaluations import Evaluations
 from nasdeploy.pipeline.history import SHOWN_METRICS, History, mean_ess, to_csv
 from nasdeploy.pipeline.resuming import Checkpoint, carry_out
 from nasdeploy.pipeline.schedule import training_speed
@@ -55,11 +57,19 @@ def make_supernet(job: Job) -> Supernet:
 
 def make_optimizer(job: Job, costs: Mapping[str, ProfileCosts]) -> PooledOptimizer:
     """Return the K distributions at their start."""
+    settings, num_candidates = job.settings.search, job.space.num_candidates()
+    objectives, masks = [make_objective(one) for one in costs.values()], [one.mask for one in costs.values()]
+    guided_share = settings.guided_share if settings.estimator == "doubly_robust" else 0.0
+    proposer = None
+    if guided_share > 0.0:
+        proposer = KnowledgeGradient(num_candidates=num_candidates, objectives=objectives, masks=masks)
     return PooledOptimizer(
-        num_candidates=job.space.num_candidates(),
-        objectives=[make_objective(one) for one in costs.values()],
-        masks=[one.mask for one in costs.values()],
-        estimator=job.settings.search.estimator,
+        num_candidates=num_candidates,
+        objectives=objectives,
+        masks=masks,
+        estimator=settings.estimator,
+        proposer=proposer,
+        guided_share=guided_share,
     )
 
 
@@ -70,7 +80,12 @@ def searched(job: Job, costs: Mapping[str, ProfileCosts]) -> tuple[Supernet, Poo
     """
     supernet, optimizer = make_supernet(job), make_optimizer(job, costs)
     if is_searched(job):
-        for leftover in (job.folder.search_checkpoint, job.folder.search_history_part):  # of a kill
+        folder = job.folder
+        for leftover in (  # of a kill
+            folder.search_checkpoint,
+            folder.search_history_part,
+            folder.search_evaluations_part,
+        ):
             leftover.unlink(missing_ok=True)
         supernet.load_state_dict(job.folder.load_tensors(job.folder.supernet))
         optimizer.load_state_dict(read_json(job.folder.search_state, schema=STATE_SCHEMA)["optimizer"])
@@ -104,6 +119,9 @@ def _search(
         class_weights=job.class_weights,
     )
     history = History(job.folder.search_history_part, names=list(costs), optimizer=optimizer)
+    evaluations = Evaluations(
+        job.folder.search_evaluations_part, names=list(costs), space=job.space, optimizer=optimizer
+    )
     checkpoint = Checkpoint(
         job.folder.search_checkpoint, schema=CHECKPOINT_SCHEMA, owner="/".join([job.fingerprint(), *costs])
     )
@@ -111,10 +129,12 @@ def _search(
     reports = StepReports(job.observer, "search")
 
     def after_step(step: SearchStep) -> None:
+        evaluations.add(step.step)
         reports.add(step.step, step.loss, history.add(step))
 
     def before_save() -> None:
         history.flush()
+        evaluations.flush()
         reports.flush()
 
     seconds = carry_out(loop, checkpoint, after_step=after_step, before_save=before_save)
@@ -123,11 +143,13 @@ def _search(
     job.folder.save_tensors(job.folder.supernet, supernet.state_dict())
     write_json(job.folder.search_state, {"schema": STATE_SCHEMA, "optimizer": optimizer.state_dict()})
     write_whole(job.folder.search_history, to_csv(rows).encode())
+    write_whole(job.folder.search_evaluations, evaluations.to_csv().encode())
     write_json(
         job.folder.search_result, _result(job, optimizer, names=list(costs), rows=rows, seconds=seconds)
     )
     checkpoint.discard()
     history.discard()
+    evaluations.discard()
     job.observer.finish("search", {"seconds": round(seconds, 1)})
 
 

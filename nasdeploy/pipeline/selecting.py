@@ -18,8 +18,8 @@ from nasdeploy.errors import InfeasibleError
 from nasdeploy.exporters.metadata import architecture_hash
 from nasdeploy.files import write_json
 from nasdeploy.networks import Supernet
+from nasdeploy.optim.gaussian_process import GaussianProcess
 from nasdeploy.optim.pooled import PooledOptimizer
-from nasdeploy.optim.surrogate import RidgeSurrogate
 from nasdeploy.pipeline.certifying import measure_latency_caps
 from nasdeploy.pipeline.context import Job
 from nasdeploy.pipeline.devices import is_by_hand
@@ -60,7 +60,7 @@ class Selector:
         self._judge = FinalistJudge(
             supernet, images=lambda a: _images(job.at(a)), class_weights=job.class_weights
         )
-        self._surrogates: dict[int, RidgeSurrogate] = {}
+        self._surrogates: dict[int, GaussianProcess] = {}
 
     def select(self, pending: Sequence[Selection]) -> set[str]:
         """Choose for each of ``pending`` a network that keeps its measured caps, and store it.
@@ -95,11 +95,12 @@ class Selector:
         """Choose the best finalist within the tightened caps; return False where there is none."""
         objective = make_objective(selection.costs, tightened=selection.tightened)
         source = selection.source
+        surrogate = self._surrogate(source.optimizer)
         found = candidates(
             source.optimizer,
             source.k,
             objective=objective,
-            surrogate=self._surrogate(source.optimizer),
+            surrogate=surrogate,
             seed=self._job.seed("select"),
         )
         if len(found) == 0:
@@ -110,14 +111,14 @@ class Selector:
                 )
             return False
         size = self._job.settings.search.num_finalists
-        ranked = rank_finalists(found, judge=self._judge, objective=objective, size=size)
+        ranked = rank_finalists(found, judge=self._judge, objective=objective, surrogate=surrogate, size=size)
         best = ranked[0]
         selection.finalist = best
         selection.num_candidates = len(found)
         selection.objective = best.loss + float(objective.penalty(np.array([best.architecture.choices]))[0])
         return True
 
-    def _surrogate(self, optimizer: PooledOptimizer) -> RidgeSurrogate:
+    def _surrogate(self, optimizer: PooledOptimizer) -> GaussianProcess:
         """Return the model of the losses that ``optimizer`` knows: fitted once."""
         key = id(optimizer)
         if key not in self._surrogates:

@@ -1,28 +1,39 @@
 """A profile that comes after the search: its distribution from the trained supernet and the recorded losses.
 
-No weight is trained. First the distribution follows a model of all losses that the search recorded, which costs
-nothing; then a few steps evaluate what it samples with the weights as they are now, which corrects the model where
-this profile samples and the others did not.
+No weight is trained. A few steps evaluate, with the weights as they are now, what a model of the recorded losses
+proposes for this profile (:mod:`nasdeploy.optim.added`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from nasdeploy.data import TrainingBatches
 from nasdeploy.networks import Supernet
+from nasdeploy.optim.added import Addition
+from nasdeploy.optim.estimators import Evaluated
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.searchers.oneshot import evaluate_and_tell
-from nasdeploy.searchers.selecting import fit_surrogate
 from nasdeploy.spaces.base import CandidateMask, SearchSpace
 
-NUM_MODEL_STEPS = 300
-NUM_MODEL_SAMPLES = 32
 NUM_LOSS_STEPS = 10
+"""Fewer cost accuracy where a budget lies beyond those that were searched for; then a model only extrapolates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Adapted:
+    """The distribution of an added profile, and what was evaluated for it, step by step.
+
+    optimizer: with the recorded losses that serve the profile and its own in its archive.
+    """
+
+    optimizer: PooledOptimizer
+    told: tuple[Evaluated, ...]
 
 
 def uncovered(space: SearchSpace, *, searched: Sequence[CandidateMask], wanted: CandidateMask) -> str | None:
@@ -48,26 +59,26 @@ def adapt(
     valid: TrainingBatches,
     num_loss_samples: int,
     rng: np.random.Generator,
+    num_steps: int = NUM_LOSS_STEPS,
     class_weights: Tensor | None = None,
-) -> PooledOptimizer:
-    """Return the distribution of a new profile, with the losses of ``searched`` and its own in its archive.
+) -> Adapted:
+    """Return the distribution of a new profile, after ``num_steps`` steps of ``num_loss_samples`` evaluations.
 
-    searched: the distributions at the end of the search. valid: batches as the search used them. num_loss_samples:
-    architectures evaluated a step.
+    searched: the distributions at the end of the search. valid: batches as the search used them. num_steps: 0 answers
+    from the recorded losses alone. Raises ConfigError for a loss that is not finite.
     """
-    model = fit_surrogate(searched)
-    scout = PooledOptimizer(num_candidates=searched.num_candidates, objectives=[objective], masks=[mask])
-    for _ in range(NUM_MODEL_STEPS):
-        choices = scout.ask(NUM_MODEL_SAMPLES, rng)
-        scout.tell(choices, model.predict(choices))
-    found = PooledOptimizer(
-        num_candidates=searched.num_candidates,
-        objectives=[objective],
-        masks=[mask],
-        initial_theta=scout.theta,
+    addition = Addition(
+        searched,
+        objective=objective,
+        mask=mask,
+        num_evaluations=num_steps * num_loss_samples,
+        rng=rng,
     )
-    found.continue_archive(searched)
-    for _ in range(NUM_LOSS_STEPS):
-        choices = found.ask(num_loss_samples, rng)
-        evaluate_and_tell(supernet, found, choices, next(valid), class_weights=class_weights)
-    return found
+    told = []
+    for _ in range(num_steps):
+        choices = addition.optimizer.ask(num_loss_samples, rng)
+        evaluate_and_tell(supernet, addition.optimizer, choices, next(valid), class_weights=class_weights)
+        latest = addition.optimizer.latest
+        assert latest is not None
+        told.append(latest)
+    return Adapted(optimizer=addition.distribution(rng), told=tuple(told))

@@ -9,26 +9,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nasdeploy.costs.table import IntArray
+from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.data import Split
 from nasdeploy.networks import Supernet
+from nasdeploy.optim.gaussian_process import GaussianProcess
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
-from nasdeploy.optim.selection import propose
-from nasdeploy.optim.surrogate import RidgeSurrogate
+from nasdeploy.optim.selection import paired_errors, propose, settled
+from nasdeploy.optim.surrogate import Surrogate
 from nasdeploy.searchers.oneshot import to_architectures
 from nasdeploy.spaces.base import Architecture
-from nasdeploy.training.evaluation import loss_and_accuracy
+from nasdeploy.training.evaluation import losses_and_accuracy
 from nasdeploy.training.recalibration import recalibrate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finalist:
-    """An architecture with its recalibrated loss and accuracy on the whole validation split."""
+    """An architecture with its recalibrated loss and accuracy on the whole validation split.
+
+    losses: (B,) of the images, whose mean is the loss.
+    """
 
     architecture: Architecture
     loss: float
     accuracy: float
+    losses: FloatArray
 
 
 class FinalistJudge:
@@ -55,16 +60,21 @@ class FinalistJudge:
             network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)
             recalibration_images, valid = self._images(architecture)
             recalibrate(network, recalibration_images)
-            loss, accuracy = loss_and_accuracy(
+            losses, accuracy = losses_and_accuracy(
                 network, valid.images, valid.labels, class_weights=self._class_weights
             )
-            self._known[architecture] = Finalist(architecture=architecture, loss=loss, accuracy=accuracy)
+            self._known[architecture] = Finalist(
+                architecture=architecture,
+                loss=float(losses.mean()),
+                accuracy=accuracy,
+                losses=losses.numpy().astype(np.float64),
+            )
         return self._known[architecture]
 
 
-def fit_surrogate(optimizer: PooledOptimizer) -> RidgeSurrogate:
+def fit_surrogate(optimizer: PooledOptimizer) -> GaussianProcess:
     """Return a model of the losses seen during the search: architecture to loss."""
-    surrogate = RidgeSurrogate(optimizer.num_candidates)
+    surrogate = GaussianProcess(optimizer.num_candidates)
     archive = optimizer.archive
     if len(archive.losses):
         surrogate.fit(archive.choices, archive.losses, archive.steps)
@@ -72,7 +82,7 @@ def fit_surrogate(optimizer: PooledOptimizer) -> RidgeSurrogate:
 
 
 def candidates(
-    optimizer: PooledOptimizer, k: int, *, objective: Objective, surrogate: RidgeSurrogate, seed: int
+    optimizer: PooledOptimizer, k: int, *, objective: Objective, surrogate: Surrogate, seed: int
 ) -> IntArray:
     """Return the feasible candidates of profile ``k`` (m, D), the most promising first.
 
@@ -89,10 +99,20 @@ def candidates(
 
 
 def rank_finalists(
-    found: IntArray, *, judge: FinalistJudge, objective: Objective, size: int
+    found: IntArray, *, judge: FinalistJudge, objective: Objective, surrogate: GaussianProcess, size: int
 ) -> list[Finalist]:
-    """Evaluate the first ``size`` of the candidates (m, D); return them by f_k = L + weighted costs, best first."""
-    finalists = [judge.judge(architecture) for architecture in to_architectures(found[:size])]
-    penalties = objective.penalty(found[:size])
-    order = np.argsort(np.array([f.loss for f in finalists]) + penalties, kind="stable")
+    """Evaluate the first ``size`` of the candidates (m, D); return them by f_k = L + weighted costs, best first.
+
+    L is what the validation images say of a finalist and what the search says, each by its precision.
+    """
+    chosen = found[:size]
+    finalists = [judge.judge(architecture) for architecture in to_architectures(chosen)]
+    posterior = surrogate.posterior(chosen)
+    losses = settled(
+        expected=posterior.mean,
+        variance=posterior.variance,
+        measured=np.array([finalist.loss for finalist in finalists]),
+        errors=paired_errors(np.stack([finalist.losses for finalist in finalists])),
+    )
+    order = np.argsort(losses + objective.penalty(chosen), kind="stable")
     return [finalists[i] for i in order]

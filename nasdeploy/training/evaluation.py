@@ -21,6 +21,21 @@ def predict(network: nn.Module, images: Images, *, batch_size: int = 250) -> Ten
     return torch.cat(logits)
 
 
+def losses_and_accuracy(
+    network: nn.Module, images: Images, labels: Tensor, *, class_weights: Tensor | None = None
+) -> tuple[Tensor, float]:
+    """Return the cross entropy of each image (N,), float32 on the CPU, and the top-1 accuracy in [0, 1].
+
+    With weights by class, the mean of the losses is the weighted mean.
+    """
+    logits = predict(network, images)
+    losses = F.cross_entropy(logits, labels, weight=class_weights, reduction="none")
+    if class_weights is not None:
+        losses = losses / class_weights[labels].mean()
+    accuracy = (logits.argmax(dim=1) == labels).float().mean()
+    return losses.cpu(), float(accuracy)
+
+
 def loss_and_accuracy(
     network: nn.Module, images: Images, labels: Tensor, *, class_weights: Tensor | None = None
 ) -> tuple[float, float]:

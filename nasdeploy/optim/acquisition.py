@@ -1,0 +1,206 @@
+"""Which architectures to evaluate next so that the answers of all profiles get better.
+
+One evaluation serves every profile, since costs are known. What counts is by how much it can be expected to lower
+Σ_k min_c f_k(c), with f_k = L + penalty by what is known then: the knowledge gradient for correlated beliefs (Frazier,
+Powell, Dayanik 2009), summed over the profiles. With L ~ N(mean, covariance), an observation of c with noise σ² moves
+the mean at every j by b_j(c) Z, Z ~ N(0, 1):
+
+    b_j(c)  = covariance_jc / √(covariance_cc + σ²)
+    gain(c) = Σ_k ( min_j f_kj - E_Z[min_j (f_kj + b_j(c) Z)] )
+
+The expectation is taken by Gauss-Hermite quadrature, over c and the leading j of each profile. Architectures of one
+batch are chosen one after the other, each as if those before it had been observed with the loss that is expected
+(Ginsbourger, Le Riche, Carraro 2010, kriging believer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from nasdeploy.costs.table import FloatArray, IntArray
+from nasdeploy.optim import categorical
+from nasdeploy.optim.categorical import BoolArray
+from nasdeploy.optim.gaussian_process import GaussianProcess, Posterior
+from nasdeploy.optim.objective import Judge, Judgement, Objective
+from nasdeploy.spaces.base import CandidateMask
+
+SAMPLES_PER_PARAMETER = 2
+"""Before there are so many losses for each of the n_θ main effects, a model has nothing to propose by."""
+NUM_LEADING = 32
+"""Of a profile, so many architectures are looked at that may become its best."""
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(11)
+NODES = tuple(_NODES.tolist())
+WEIGHTS = tuple((_WEIGHTS / _WEIGHTS.sum()).tolist())
+
+
+class Proposer(Protocol):
+    """Proposes architectures by a model of the loss; what it proposes is not a draw from any distribution."""
+
+    def propose(self, count: int, rng: np.random.Generator) -> IntArray:
+        """Return at most ``count`` architectures (m, D) to evaluate; fewer while too little is known."""
+        ...
+
+    def tell(self, choices: IntArray, losses: FloatArray, step: int) -> None:
+        """Learn the losses (n,) of ``choices`` (n, D), evaluated together at ``step``, proposed here or not."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next proposals depend on, as plain lists and numbers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state of :meth:`state_dict`."""
+        ...
+
+
+class KnowledgeGradient:
+    """A :class:`Proposer`: the architectures of the largest gain, by a Gaussian process of all losses.
+
+    objectives, masks: of the K profiles, as for the optimiser. num_elites: from how many architectures, for all
+    profiles together, neighbours are looked at in a round. pool_size: how many architectures the gain is computed
+    for. num_random: of them, how many are uniform ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_candidates: Sequence[int],
+        objectives: Sequence[Objective],
+        masks: Sequence[CandidateMask] | None = None,
+        model: GaussianProcess | None = None,
+        num_elites: int = 24,
+        num_rounds: int = 3,
+        pool_size: int = 384,
+        num_random: int = 128,
+    ) -> None:
+        self.model = model or GaussianProcess(num_candidates)
+        self._judge = Judge(objectives)
+        self._masks = np.stack(
+            [
+                categorical.mask_array(num_candidates, masks[k] if masks else None)
+                for k in range(len(objectives))
+            ]
+        )  # (K, D, C)
+        self._union = np.logical_or.reduce(self._masks, axis=0)  # (D, C)
+        self._num_needed = max(SAMPLES_PER_PARAMETER * (int(self._union.sum()) - len(self._union)), 2)
+        self._num_elites, self._num_rounds = num_elites, num_rounds
+        self._pool_size, self._num_random = pool_size, num_random
+
+    def tell(self, choices: IntArray, losses: FloatArray, step: int) -> None:
+        """Learn the losses (n,) of ``choices`` (n, D), evaluated together at ``step``."""
+        self.model.observe(choices, losses, step)
+
+    def propose(self, count: int, rng: np.random.Generator) -> IntArray:
+        """Return ``count`` architectures (count, D) in the order of choice; none before 2 n_θ losses are known."""
+        if self.model.num_samples < self._num_needed:
+            return np.empty((0, self._union.shape[0]), dtype=np.int64)
+        pool = self._pool(rng)
+        if len(pool) == 0:  # nothing within the caps was met
+            return pool
+        posterior = self.model.posterior(pool)
+        values = self._values(posterior.mean, pool)
+        chosen = []
+        for _ in range(count):
+            gain = _gain(values, posterior)
+            # where nothing can get better any more, what is known least
+            i = int(gain.argmax() if gain.max() > 0.0 else posterior.variance.argmax())
+            chosen.append(i)
+            posterior.condition(i)
+        return pool[chosen]
+
+    def answers(self, rng: np.random.Generator, *, size: int = 1) -> list[IntArray]:
+        """Return, for each profile, at most ``size`` feasible architectures (m, D) by their expected f_k, best first.
+
+        They need not have been evaluated. An array is empty where no feasible one was met.
+        """
+        known = self._climb(rng)
+        values = self._values(self.model.predict(known), known)
+        order = np.argsort(values, axis=1, kind="stable")[:, :size]
+        return [known[row[np.isfinite(values[k, row])]] for k, row in enumerate(order)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next proposals depend on, as plain lists and numbers."""
+        return {"model": self.model.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state of :meth:`state_dict`."""
+        self.model.load_state_dict(state["model"])
+
+    def _values(self, losses: FloatArray, choices: IntArray) -> FloatArray:
+        """Return f_k (K, n) of ``choices`` (n, D) with ``losses`` (n,), infinite where k cannot have them."""
+        judged = self._judge.judge(choices)
+        allowed = self._allowed(judged, choices)
+        return np.where(allowed, losses + judged.penalty, np.inf)
+
+    def _allowed(self, judged: Judgement, choices: IntArray) -> BoolArray:
+        return np.equal(judged.violation, 0.0) & categorical.within(self._masks, choices)
+
+    def _pool(self, rng: np.random.Generator) -> IntArray:
+        """Return the architectures to choose from (m, D): the nearest to being the best of a profile, and others."""
+        known = self._climb(rng)
+        values = self._values(self.model.predict(known), known)
+        best = values.min(axis=1, keepdims=True)  # infinite where a profile has nothing feasible
+        behind = np.where(np.isfinite(values), values - np.where(np.isfinite(best), best, 0.0), np.inf).min(
+            axis=0
+        )
+        near = np.argsort(behind, kind="stable")[: self._pool_size - self._num_random]
+        others = self._random(rng)
+        return np.unique(np.concatenate([known[near[np.isfinite(behind[near])]], others]), axis=0)
+
+    def _random(self, rng: np.random.Generator) -> IntArray:
+        """Return uniform architectures (m, D) that some profile can have, from at most eight times as many draws."""
+        uniform = categorical.uniform(self._union)
+        drawn = categorical.sample(np.broadcast_to(uniform, (8 * self._num_random, *uniform.shape)), rng)
+        possible = self._allowed(self._judge.judge(drawn), drawn).any(axis=0)
+        return drawn[possible][: self._num_random]
+
+    def _climb(self, rng: np.random.Generator) -> IntArray:
+        """Return what was evaluated and, round by round, the neighbours of what is expected to be best (m, D)."""
+        known = np.unique(np.concatenate([self.model.choices, self._random(rng)]), axis=0)
+        beam = max(1, self._num_elites // len(self._masks))
+        expanded: set[bytes] = set()
+        for _ in range(self._num_rounds):
+            best = self._leaders(known, beam)
+            fresh = [choices for choices in best if choices.tobytes() not in expanded]
+            if not fresh:
+                break
+            expanded.update(choices.tobytes() for choices in fresh)
+            around = np.concatenate([categorical.neighbours(choices, self._union) for choices in fresh])
+            known = np.unique(np.concatenate([known, around]), axis=0)
+        return known
+
+    def _leaders(self, known: IntArray, beam: int) -> IntArray:
+        """Return the ``beam`` best of each profile (m, D): by f_k or, where none is feasible, by violation."""
+        judged = self._judge.judge(known)
+        losses = self.model.predict(known)
+        allowed = self._allowed(judged, known)
+        found: list[int] = []
+        for k in range(len(self._masks)):
+            inside = categorical.within(self._masks[k], known)
+            key = np.where(
+                allowed[k], losses + judged.penalty[k], np.where(inside, judged.violation[k], np.inf)
+            )
+            order = np.lexsort((key, ~allowed[k]))
+            found.extend(order[:beam].tolist())
+        return known[sorted(set(found))]
+
+
+def _gain(values: FloatArray, posterior: Posterior) -> FloatArray:
+    """Return the gain (m,) of one more observation of each architecture, from f_k ``values`` (K, m)."""
+    moves = posterior.moves()  # b_j(c): (m of c, m of j)
+    own = moves.diagonal()
+    total = np.zeros(len(own))
+    for row in values:
+        leading = np.argsort(row, kind="stable")[:NUM_LEADING]
+        leading = leading[np.isfinite(row[leading])]
+        if len(leading) == 0:
+            continue
+        best = row[leading[0]]
+        across = moves[:, leading]  # (m, J)
+        for z, weight in zip(NODES, WEIGHTS, strict=True):
+            found = np.minimum((row[leading] + z * across).min(axis=1), row + z * own)
+            total += weight * (best - found)
+    return total

@@ -1,0 +1,299 @@
+"""L̂ with its uncertainty: a Gaussian process over architectures, from the recorded losses.
+
+The equations are those of Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006 (GPML). The kernel
+is a sum of main effects and of a product over all decisions, which holds interactions of any order; and the common
+batch of a step moves all its losses alike, while the shared weights improve from step to step:
+
+    k(c, c') = Σ_d v_d [c_d = c'_d]  +  s exp(-Σ_d r_d [c_d ≠ c'_d])          of the loss itself
+             + b [same step]  +  τ t t'                                       of when it was observed
+             + σ² [same observation]                                          noise
+
+t is log(1 + step), standardised. Predictions are of the first line alone, so that they can be compared with each
+other. v, r, s, b, τ and σ² maximise their posterior (GPML 5.9) on at most 256 of the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nasdeploy.costs.table import FloatArray, IntArray
+from nasdeploy.optim.categorical import flat_index
+from nasdeploy.optim.kernel import Kernel, maximise_posterior
+
+MAX_SAMPLES = 2048
+"""Beyond so many the oldest half is forgotten: a sample more costs N², and old losses are of other weights."""
+MAX_FITTED = 256
+REFIT_GROWTH = 1.3
+"""The kernel is fitted again once there are so many times the samples of the last time."""
+KNEE = 3.0
+"""Losses more than so many standard deviations above the median are compressed: see :func:`compressed`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scale:
+    """How losses become targets of mean 0 and variance 1. median, deviation: robust ones, of what is compressed."""
+
+    median: float
+    deviation: float
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, losses: FloatArray) -> Scale:
+        """Return the scale of ``losses`` (N,)."""
+        median = float(np.median(losses))
+        deviation = 1.4826 * float(np.median(np.abs(losses - median)))  # of a normal distribution: its σ
+        flat = compressed(losses, median, deviation)
+        return cls(
+            median=median, deviation=deviation, mean=float(flat.mean()), spread=float(flat.std()) or 1.0
+        )
+
+    def target(self, losses: FloatArray) -> FloatArray:
+        """Return ``losses`` (n,) in the units of the kernel."""
+        return (compressed(losses, self.median, self.deviation) - self.mean) / self.spread
+
+
+def compressed(losses: FloatArray, median: float, deviation: float) -> FloatArray:
+    """Return ``losses`` (n,), those beyond the knee by the logarithm of how far they lie beyond it.
+
+    Networks that do not learn at all lose ten times what the others differ by. A process that expects such jumps
+    everywhere tells nothing about the good ones, which stay as they are.
+    """
+    if deviation == 0.0:
+        return losses
+    beyond = np.maximum((losses - median) / deviation - KNEE, 0.0)
+    flat: FloatArray = losses - deviation * (beyond - np.log1p(beyond))
+    return flat
+
+
+class Posterior:
+    """What is known of the losses of m architectures, in their units: mean (m,), covariance (m, m), noise σ²."""
+
+    def __init__(self, *, mean: FloatArray, covariance: FloatArray, noise: float) -> None:
+        self.mean, self.covariance, self.noise = mean, covariance, noise
+
+    @property
+    def variance(self) -> FloatArray:
+        """(m,), not below 0."""
+        return np.maximum(self.covariance.diagonal(), 0.0)
+
+    def moves(self) -> FloatArray:
+        """Return by how much an observation of c moves the mean at j, (m of c, m of j)."""
+        moves: FloatArray = self.covariance / np.sqrt(self.variance + self.noise)[:, None]
+        return moves
+
+    def condition(self, i: int) -> None:
+        """Take architecture ``i`` as observed once more, with the loss that is expected: variances shrink."""
+        column = self.covariance[:, i] / np.sqrt(max(self.covariance[i, i], 0.0) + self.noise)
+        self.covariance = self.covariance - np.outer(column, column)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    step: int
+    choices: IntArray
+    losses: FloatArray
+
+
+@dataclass(slots=True, eq=False)
+class _Factored:
+    """What predictions need, of N samples. root: (N, N), inverse of the Cholesky factor of their covariance."""
+
+    scale: Scale
+    clock: tuple[float, float]  # mean and spread of log(1 + step)
+    one_hot: FloatArray
+    times: FloatArray
+    target: FloatArray
+    root: FloatArray
+
+
+class GaussianProcess:
+    """A :class:`nasdeploy.optim.surrogate.Surrogate` and ``StreamingSurrogate`` that knows how sure it is."""
+
+    def __init__(self, num_candidates: Sequence[int], *, max_samples: int = MAX_SAMPLES) -> None:
+        self._num_columns, self._num_decisions = max(num_candidates), len(num_candidates)
+        self._max_samples = max_samples
+        self._prior = Kernel.prior_mean(len(num_candidates), self._num_columns)
+        self._kernel = self._prior
+        self._batches: list[_Batch] = []
+        self._num_based = 0  # so many batches were factored at once, the others one by one
+        self._fitted_on = 0
+        self._factored: _Factored | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples are remembered."""
+        return sum(len(batch.losses) for batch in self._batches)
+
+    @property
+    def choices(self) -> IntArray:
+        """(N, D) of what is remembered."""
+        empty = np.empty((0, self._num_decisions), dtype=np.int64)
+        return np.concatenate([empty, *(batch.choices for batch in self._batches)])
+
+    def fit(self, choices: IntArray, losses: FloatArray, steps: IntArray) -> None:
+        """Learn from choices (N, D), losses (N,) and steps (N,) alone. Raises ValueError without a sample."""
+        if len(losses) == 0:
+            raise ValueError("surrogate: no samples to fit; expected at least 1")
+        self._kernel, self._fitted_on = self._prior, 0
+        self._batches = [_Batch(int(s), choices[steps == s], losses[steps == s]) for s in np.unique(steps)]
+        self._forget()
+        self._build()
+
+    def observe(self, choices: IntArray, losses: FloatArray, step: int) -> None:
+        """Take choices (n, D) with losses (n,), all evaluated at ``step``."""
+        self._batches.append(_Batch(step, choices.copy(), losses.copy()))
+        count = self.num_samples
+        if self._factored is None or count >= REFIT_GROWTH * self._fitted_on or count > self._max_samples:
+            self._forget()
+            self._build()
+        else:
+            self._extend(self._batches[-1])
+
+    def predict(self, choices: IntArray) -> FloatArray:
+        """Return L̂ (n,) of ``choices`` (n, D). Raises ValueError before anything was observed."""
+        known = self._known()
+        covariance = self._kernel.of_losses(self._one_hot(choices), known.one_hot)  # (n, N)
+        weights = known.root.T @ (known.root @ known.target)  # K⁻¹ y
+        return known.scale.mean + known.scale.spread * (covariance @ weights)  # GPML 2.25
+
+    def posterior(self, choices: IntArray) -> Posterior:
+        """Return mean and variance of the losses of ``choices`` (m, D). [GPML 2.25, 2.26]"""
+        known = self._known()
+        one_hot, spread = self._one_hot(choices), known.scale.spread
+        whitened = self._kernel.of_losses(one_hot, known.one_hot) @ known.root.T  # (m, N)
+        covariance = self._kernel.of_losses(one_hot, one_hot) - whitened @ whitened.T
+        return Posterior(
+            mean=known.scale.mean + spread * (whitened @ (known.root @ known.target)),
+            covariance=spread**2 * covariance,
+            noise=spread**2 * self._kernel.noise,
+        )
+
+    def r_squared(self, choices: IntArray, losses: FloatArray) -> float:
+        """Return R² on ``choices`` (n, D), ``losses`` (n,) of one step, both centred; 0 where they do not vary."""
+        actual, predicted = losses - losses.mean(), self.predict(choices)
+        total = float((actual**2).sum())
+        left = float(((actual - (predicted - predicted.mean())) ** 2).sum())
+        return 1.0 - left / total if total > 0.0 else 0.0
+
+    def _known(self) -> _Factored:
+        if self._factored is None:
+            raise ValueError("surrogate: predict before fit")
+        return self._factored
+
+    def _forget(self) -> None:
+        """Drop the oldest batches beyond half of the largest number of samples, where that was exceeded."""
+        if self.num_samples <= self._max_samples:
+            return
+        while len(self._batches) > 1 and self.num_samples > self._max_samples // 2:
+            self._batches.pop(0)
+
+    def _build(self) -> None:
+        """Fit the kernel and factor the covariance of all that is remembered."""
+        choices = self.choices
+        losses = np.concatenate([batch.losses for batch in self._batches])
+        steps = np.concatenate([np.full(len(batch.losses), batch.step) for batch in self._batches])
+        logs = np.log1p(steps)
+        clock = (float(logs.mean()), float(logs.std()) or 1.0)
+        scale, one_hot, times = Scale.of(losses), self._one_hot(choices), _times(steps, clock)
+        target = scale.target(losses)
+        rng = np.random.default_rng(len(losses))
+        some = rng.permutation(len(losses))[:MAX_FITTED]
+        self._kernel = maximise_posterior(
+            self._kernel, self._prior, one_hot[some], times[some], target[some], again=self._fitted_on > 0
+        )
+        self._fitted_on, self._num_based = len(losses), len(self._batches)
+        self._factor(scale=scale, clock=clock, one_hot=one_hot, times=times, target=target)
+
+    def _factor(
+        self,
+        *,
+        scale: Scale,
+        clock: tuple[float, float],
+        one_hot: FloatArray,
+        times: FloatArray,
+        target: FloatArray,
+    ) -> None:
+        covariance = self._kernel.of_losses(one_hot, one_hot) + self._kernel.of_steps(times, times)
+        covariance[np.diag_indices(len(target))] += self._kernel.noise
+        root = np.linalg.inv(np.linalg.cholesky(covariance))
+        self._factored = _Factored(scale, clock, one_hot, times, target, root)
+
+    def _extend(self, batch: _Batch) -> None:
+        """Append a batch to the factored samples: the factor grows by a block, in N² instead of N³ steps."""
+        known = self._known()
+        one_hot = self._one_hot(batch.choices)
+        times = _times(np.full(len(batch.losses), batch.step), known.clock)
+        across = self._kernel.of_losses(one_hot, known.one_hot) + self._kernel.of_steps(times, known.times)
+        inside = self._kernel.of_losses(one_hot, one_hot) + self._kernel.of_steps(times, times)
+        inside[np.diag_indices(len(inside))] += self._kernel.noise
+        low = across @ known.root.T  # L21 = K21 L11⁻ᵀ
+        corner = np.linalg.inv(np.linalg.cholesky(inside - low @ low.T))  # L22⁻¹
+        count, size = len(known.target), len(known.target) + len(batch.losses)
+        root = np.zeros((size, size))
+        root[:count, :count] = known.root
+        root[count:, :count] = -corner @ low @ known.root
+        root[count:, count:] = corner
+        self._factored = _Factored(
+            known.scale,
+            known.clock,
+            np.concatenate([known.one_hot, one_hot]),
+            np.concatenate([known.times, times]),
+            np.concatenate([known.target, known.scale.target(batch.losses)]),
+            root,
+        )
+
+    def _one_hot(self, choices: IntArray) -> FloatArray:
+        rows = np.zeros((len(choices), self._num_decisions * self._num_columns))
+        np.put_along_axis(rows, flat_index(choices, self._num_columns), 1.0, axis=1)
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next prediction depends on, as plain lists and numbers."""
+        return {
+            "kernel": self._kernel.logs.tolist(),
+            "fitted_on": self._fitted_on,
+            "num_based": self._num_based,
+            "batches": [[b.step, b.choices.tolist(), b.losses.tolist()] for b in self._batches],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state of :meth:`state_dict`, bit by bit: factored at once and then in the same blocks."""
+        batches = [
+            _Batch(
+                int(step),
+                np.array(choices, dtype=np.int64).reshape(-1, self._num_decisions),
+                np.array(losses),
+            )
+            for step, choices, losses in state["batches"]
+        ]
+        self._kernel = Kernel(np.array(state["kernel"], dtype=np.float64), self._num_columns)
+        self._fitted_on, self._num_based = int(state["fitted_on"]), int(state["num_based"])
+        self._batches, self._factored = batches[: self._num_based], None
+        if not batches:
+            return
+        losses = np.concatenate([batch.losses for batch in self._batches])
+        steps = np.concatenate([np.full(len(batch.losses), batch.step) for batch in self._batches])
+        logs = np.log1p(steps)
+        clock = (float(logs.mean()), float(logs.std()) or 1.0)
+        scale = Scale.of(losses)
+        self._factor(
+            scale=scale,
+            clock=clock,
+            one_hot=self._one_hot(self.choices),
+            times=_times(steps, clock),
+            target=scale.target(losses),
+        )
+        for batch in batches[self._num_based :]:
+            self._batches.append(batch)
+            self._extend(batch)
+
+
+def _times(steps: IntArray, clock: tuple[float, float]) -> FloatArray:
+    """Return step and t (n, 2)."""
+    mean, spread = clock
+    return np.stack([steps.astype(np.float64), (np.log1p(steps) - mean) / spread], axis=1)

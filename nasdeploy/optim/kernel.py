@@ -1,0 +1,158 @@
+"""The kernel of :mod:`nasdeploy.optim.gaussian_process`, and how its parameters are found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nasdeploy.costs.table import FloatArray
+
+JITTER = 1e-6
+"""Part of the noise, so that a covariance of equal rows can be factored."""
+NUM_COMMON = 4
+"""s, b, τ and σ², which stand behind what each decision has."""
+FIRST_ITERATIONS, LATER_ITERATIONS = 60, 15
+LEARNING_RATE = 0.15
+MOMENTUM, SECOND_MOMENTUM = 0.9, 0.99
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernel:
+    """The logarithms of v (D,), r (D,), s, b, τ and σ² in one array (2D + 4,), in units of the losses' variance.
+
+    Architectures are one-hot rows (n, D C); times are rows (n, 2) of step and t.
+    """
+
+    logs: FloatArray
+    num_columns: int
+
+    @classmethod
+    def prior_mean(cls, num_decisions: int, num_columns: int) -> Kernel:
+        """Return where fitting starts: half of the variance to main effects, half to interactions; little noise."""
+        ones = np.ones(num_decisions)
+        logs = np.log([*(0.5 / num_decisions * ones), *(2.0 / num_decisions * ones), 0.5, 0.05, 0.05, 0.05])
+        return cls(logs, num_columns)
+
+    @property
+    def num_decisions(self) -> int:
+        """D."""
+        return (len(self.logs) - NUM_COMMON) // 2
+
+    @property
+    def main(self) -> FloatArray:
+        """v (D,), the variance of each main effect."""
+        v: FloatArray = np.exp(self.logs[: self.num_decisions])
+        return v
+
+    @property
+    def rates(self) -> FloatArray:
+        """r (D,), how fast the product part falls where decision d differs."""
+        r: FloatArray = np.exp(self.logs[self.num_decisions : -NUM_COMMON])
+        return r
+
+    @property
+    def scale(self) -> float:
+        """s, the variance of the product part."""
+        return float(np.exp(self.logs[-4]))
+
+    @property
+    def between_steps(self) -> float:
+        """b, the variance between the common batches of steps."""
+        return float(np.exp(self.logs[-3]))
+
+    @property
+    def trend(self) -> float:
+        """τ, the variance of the slope over time."""
+        return float(np.exp(self.logs[-2]))
+
+    @property
+    def noise(self) -> float:
+        """σ², the variance of one observation."""
+        return float(np.exp(self.logs[-1])) + JITTER
+
+    @property
+    def prior_variance(self) -> float:
+        """k(c, c) of the loss itself, the same for every c."""
+        return float(self.main.sum()) + self.scale
+
+    def main_part(self, one: FloatArray, other: FloatArray) -> FloatArray:
+        """Return Σ_d v_d [c_d = c'_d] (n, m)."""
+        part: FloatArray = (one * np.repeat(self.main, self.num_columns)) @ other.T
+        return part
+
+    def product_part(self, one: FloatArray, other: FloatArray) -> FloatArray:
+        """Return s exp(-Σ_d r_d [c_d ≠ c'_d]) (n, m)."""
+        agreeing = (one * np.repeat(self.rates, self.num_columns)) @ other.T
+        part: FloatArray = self.scale * np.exp(agreeing - self.rates.sum())
+        return part
+
+    def of_losses(self, one: FloatArray, other: FloatArray) -> FloatArray:
+        """Return the covariance of the losses themselves (n, m)."""
+        return self.main_part(one, other) + self.product_part(one, other)
+
+    def of_steps(self, one: FloatArray, other: FloatArray) -> FloatArray:
+        """Return b [same step] + τ t t' (n, m) of times ``one`` (n, 2) and ``other`` (m, 2)."""
+        same = one[:, :1] == other[:, 0]
+        return np.where(same, self.between_steps, 0.0) + self.trend * np.outer(one[:, 1], other[:, 1])
+
+
+def maximise_posterior(
+    start: Kernel, prior: Kernel, one_hot: FloatArray, times: FloatArray, target: FloatArray, *, again: bool
+) -> Kernel:
+    """Return the best kernel met on the way from ``start``: of one_hot (N, D C), times (N, 2), target (N,).
+
+    prior: mean of the logs. again: ``start`` was fitted to nearly the same samples, so that few iterations do. By
+    Adam (Kingma & Ba 2015), since each step needs one factorisation and the logs have no bounds.
+    """
+    logs, first, second = start.logs, np.zeros_like(start.logs), np.zeros_like(start.logs)
+    best, least = start, np.inf
+    for iteration in range(1, (LATER_ITERATIONS if again else FIRST_ITERATIONS) + 1):
+        kernel = Kernel(logs, start.num_columns)
+        energy, slope = _energy(kernel, prior, one_hot, times, target)
+        if energy < least:
+            best, least = kernel, energy
+        first = MOMENTUM * first + (1.0 - MOMENTUM) * slope
+        second = SECOND_MOMENTUM * second + (1.0 - SECOND_MOMENTUM) * slope**2
+        step = first / (1.0 - MOMENTUM**iteration)
+        logs = logs - LEARNING_RATE * step / (np.sqrt(second / (1.0 - SECOND_MOMENTUM**iteration)) + 1e-8)
+    return best
+
+
+def _energy(
+    kernel: Kernel, prior: Kernel, one_hot: FloatArray, times: FloatArray, target: FloatArray
+) -> tuple[float, FloatArray]:
+    """Return -log p(logs | target) up to a constant, and its gradient (2D + 4,). [GPML 5.8, 5.9]"""
+    product = kernel.product_part(one_hot, one_hot)
+    covariance = kernel.main_part(one_hot, one_hot) + product + kernel.of_steps(times, times)
+    covariance[np.diag_indices(len(target))] += kernel.noise
+    root = np.linalg.inv(np.linalg.cholesky(covariance))
+    inverse = root.T @ root
+    alpha = inverse @ target
+    outer = inverse - np.outer(alpha, alpha)  # 2 ∂energy/∂K
+    weighted = outer * product
+    same = times[:, :1] == times[:, 0]
+    slope = 0.5 * np.concatenate(
+        [
+            kernel.main * _over_agreeing(outer, one_hot, kernel),
+            kernel.rates * (_over_agreeing(weighted, one_hot, kernel) - weighted.sum()),
+            [
+                weighted.sum(),
+                kernel.between_steps * outer[same].sum(),
+                kernel.trend * float(times[:, 1] @ outer @ times[:, 1]),
+                (kernel.noise - JITTER) * np.trace(outer),
+            ],
+        ]
+    )
+    # a factor e in each direction is likely a priori; less is known of steps and noise
+    spread = np.concatenate([np.ones(len(slope) - 3), [1.5, 1.5, 1.5]])
+    away = (kernel.logs - prior.logs) / spread
+    energy = 0.5 * float(target @ alpha) - float(np.log(np.diag(root)).sum()) + 0.5 * float(away @ away)
+    return energy, slope + away / spread
+
+
+def _over_agreeing(matrix: FloatArray, one_hot: FloatArray, kernel: Kernel) -> FloatArray:
+    """Return Σ_ij matrix_ij [c_id = c_jd] (D,)."""
+    by_column = (one_hot * (matrix @ one_hot)).sum(axis=0)
+    total: FloatArray = by_column.reshape(kernel.num_decisions, kernel.num_columns).sum(axis=1)
+    return total

@@ -1,0 +1,248 @@
+"""The arms of the tabular benchmark that nasdeploy itself provides, and the protocol of all of them.
+
+An arm is a function of an :class:`Observer`, which counts, and a generator; it returns one answer per budget
+(K, D). Costs are free for every arm, so none evaluates what no budget can afford.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from tabular_problems import Problem
+
+from nasdeploy.costs.table import FloatArray, IntArray
+from nasdeploy.optim import categorical
+from nasdeploy.optim.acquisition import KnowledgeGradient
+from nasdeploy.optim.categorical import BoolArray
+from nasdeploy.optim.objective import Judge
+from nasdeploy.optim.pooled import ESTIMATORS, Estimator, PooledOptimizer
+
+Arm = Callable[["Observer", np.random.Generator], IntArray]
+
+DEFAULT_ARM = "doubly_robust, guided + selection"
+BATCH = 12
+"""Architectures per step of ours, whatever the problem, the number of budgets and the total."""
+GUIDED_SHARE = 0.5
+"""Of the architectures of a step, those that the model proposes where the search is guided, as in the settings."""
+SEARCH_SHARE = 0.5
+"""Of the evaluations, the share before the selection begins."""
+GUIDED_SEARCH_SHARE = 0.75
+"""The same where the search is guided already, so that little changes when the selection begins."""
+REPEAT_SHARE = 0.4
+"""Where observations are noisy, the share of all evaluations that arms without a model look again at the best with."""
+MAX_TRIES = 64
+
+
+class Observer:
+    """Shows losses of one seed and counts: no arm can evaluate more than ``total`` architectures.
+
+    choices: (N, D) and losses: (N,) that were shown so far, repetitions included; penalty and violation:
+    (K, N). reserve: how many evaluations are kept back for :func:`settled`.
+    """
+
+    def __init__(self, problem: Problem, *, total: int, seed: int) -> None:
+        self.problem = problem
+        self.total = total
+        self.seed = seed
+        self.judge = Judge(problem.objectives)
+        self.reserve = int(REPEAT_SHARE * total) if problem.noisy else 0
+        self._visits: dict[bytes, int] = {}
+        self.choices: IntArray = np.empty((0, len(problem.num_candidates)), dtype=np.int64)
+        self.losses: FloatArray = np.empty(0)
+        self.penalty: FloatArray = np.empty((len(problem.objectives), 0))
+        self.violation: FloatArray = np.empty((len(problem.objectives), 0))
+
+    @property
+    def left(self) -> int:
+        """How many evaluations are left, without those that are kept back."""
+        return self.total - self.reserve - len(self.losses)
+
+    def seen(self, architecture: IntArray) -> bool:
+        """Whether the architecture (D,) was evaluated."""
+        return architecture.tobytes() in self._visits
+
+    def affordable(self, choices: IntArray) -> BoolArray:
+        """Return whether some budget can afford each of ``choices`` (n, D): (n,)."""
+        return np.asarray((self.judge.judge(choices).violation == 0.0).any(axis=0))
+
+    def evaluate(self, choices: IntArray) -> FloatArray:
+        """Return what an evaluation of each of ``choices`` (n, D) shows (n,).
+
+        Raises ValueError when more are asked for than are left.
+        """
+        choices = np.ascontiguousarray(choices, dtype=np.int64)
+        if len(choices) > self.left:
+            raise ValueError(f"{len(choices)} evaluations asked for, {self.left} of {self.total} are left")
+        visits = np.empty(len(choices), dtype=np.int64)
+        for i, architecture in enumerate(choices):
+            key = architecture.tobytes()
+            visits[i] = self._visits.get(key, 0)
+            self._visits[key] = visits[i] + 1
+        losses = self.problem.observe(choices, visits, self.seed)
+        judged = self.judge.judge(choices)
+        self.choices = np.concatenate([self.choices, choices])
+        self.losses = np.concatenate([self.losses, losses])
+        self.penalty = np.concatenate([self.penalty, judged.penalty], axis=1)
+        self.violation = np.concatenate([self.violation, judged.violation], axis=1)
+        return losses
+
+
+def best_observed(observer: Observer) -> IntArray:
+    """Return per budget the feasible architecture (K, D) with the lowest mean of what it showed plus its penalty.
+
+    Where nothing feasible was evaluated it is the problem's fallback, which needs no evaluation.
+    """
+    distinct, first, group = np.unique(observer.choices, axis=0, return_index=True, return_inverse=True)
+    means = np.bincount(group.ravel(), observer.losses) / np.bincount(group.ravel())
+    values = np.where(
+        observer.violation[:, first] > 0.0, np.inf, means + observer.penalty[:, first]
+    )  # (K, m)
+    answers = distinct[values.argmin(axis=1)]
+    nothing = np.isinf(values.min(axis=1))
+    return np.where(nothing[:, None], observer.problem.fallback, answers)
+
+
+def settled(observer: Observer) -> IntArray:
+    """Return the best observed (K, D) after what was kept back went into a second, third, … look at it."""
+    observer.reserve = 0
+    while observer.left:
+        observer.evaluate(np.unique(best_observed(observer), axis=0)[: observer.left])
+    return best_observed(observer)
+
+
+def random_architectures(observer: Observer, n: int, rng: np.random.Generator) -> IntArray:
+    """Return ``n`` architectures (n, D), uniform among those that are new and that some budget can afford.
+
+    After 64 tries for one it is returned as it is.
+    """
+    drawn = rng.integers(0, observer.problem.num_candidates, size=(n, len(observer.problem.num_candidates)))
+    known: set[bytes] = set()
+    for i in range(n):
+        for _ in range(MAX_TRIES):
+            fresh = drawn[i].tobytes() not in known and not observer.seen(drawn[i])
+            if fresh and observer.affordable(drawn[i : i + 1])[0]:
+                break
+            drawn[i] = rng.integers(0, observer.problem.num_candidates)
+        known.add(drawn[i].tobytes())
+    return drawn
+
+
+def random_search(observer: Observer, rng: np.random.Generator) -> IntArray:
+    """Uniform architectures, each once; answers by what they showed."""
+    observer.evaluate(random_architectures(observer, observer.left, rng))
+    return settled(observer)
+
+
+def random_start(observer: Observer, rng: np.random.Generator) -> IntArray:
+    """Uniform architectures for half of the evaluations, then the same selection as ours."""
+    proposer, step = knowledge_gradient(observer.problem), 0
+    observer.reserve = observer.total - max(1, int(SEARCH_SHARE * observer.total))
+    while observer.left:
+        choices = random_architectures(observer, min(BATCH, observer.left), rng)
+        proposer.tell(choices, observer.evaluate(choices), step)
+        step += 1
+    return select_guided(observer, proposer, step, rng)
+
+
+def pooled(
+    observer: Observer,
+    rng: np.random.Generator,
+    *,
+    estimator: Estimator,
+    guided: bool = False,
+    selecting: bool,
+) -> IntArray:
+    """Ours: K distributions by ``estimator``; answers by the modes or, if ``selecting``, by the selection.
+
+    guided: a share of each step is proposed by the model that the selection uses, too.
+    """
+    problem = observer.problem
+    proposer = knowledge_gradient(problem)
+    optimizer = PooledOptimizer(
+        num_candidates=problem.num_candidates,
+        objectives=problem.objectives,
+        estimator=estimator,
+        proposer=proposer,
+        guided_share=GUIDED_SHARE if guided else 0.0,
+    )
+    share = GUIDED_SEARCH_SHARE if guided else SEARCH_SHARE
+    observer.reserve = observer.total - max(1, int(share * observer.total)) if selecting else 0
+    while observer.left:
+        choices = optimizer.ask(min(BATCH, observer.left), rng)
+        optimizer.tell(choices, observer.evaluate(choices))
+    if not selecting:
+        return feasible_modes(observer, optimizer, rng)
+    return select_guided(observer, proposer, optimizer.num_steps, rng)
+
+
+def knowledge_gradient(problem: Problem) -> KnowledgeGradient:
+    """Return the proposer of the product for ``problem``."""
+    return KnowledgeGradient(num_candidates=problem.num_candidates, objectives=problem.objectives)
+
+
+def feasible_modes(observer: Observer, optimizer: PooledOptimizer, rng: np.random.Generator) -> IntArray:
+    """Return the modes (K, D) or, where a mode breaks a cap, the likeliest feasible architecture.
+
+    It is looked for among 4096 draws and all that was evaluated.
+    """
+    answers = optimizer.modes()
+    for k, objective in enumerate(observer.problem.objectives):
+        if objective.feasible(answers[k : k + 1])[0]:
+            continue
+        theta = optimizer.theta[k]
+        drawn = categorical.sample(np.broadcast_to(theta, (4096, *theta.shape)), rng)
+        known = np.concatenate([observer.problem.fallback[k : k + 1], observer.choices, drawn])
+        known = known[objective.feasible(known)]
+        answers[k] = known[categorical.log_probability(theta, known).argmax()]
+    return answers
+
+
+def select_guided(
+    observer: Observer, proposer: KnowledgeGradient, step: int, rng: np.random.Generator
+) -> IntArray:
+    """Spend what is left of the evaluations on what the model of all losses proposes; return answers (K, D).
+
+    It may propose what was evaluated before, where that is worth more than something new. Answers by what the model
+    expects. step: of the next evaluation.
+    """
+    observer.reserve = 0
+    while observer.left:
+        count = min(BATCH, observer.left)
+        choices = proposer.propose(count, rng)
+        if len(choices) == 0:  # too little is known
+            choices = random_architectures(observer, count, rng)
+        proposer.tell(choices, observer.evaluate(choices), step)
+        step += 1
+    answers = proposer.answers(rng)
+    fallback = observer.problem.fallback
+    return np.stack([found[0] if len(found) else fallback[k] for k, found in enumerate(answers)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one run of an arm returned: choices (K, D), and how many evaluations it used."""
+
+    choices: IntArray
+    num_evaluations: int
+
+
+def run(arm: Arm, problem: Problem, *, total: int, seed: int) -> Answer:
+    """Return the answer of ``arm`` with at most ``total`` evaluations, repetitions included."""
+    observer = Observer(problem, total=total, seed=seed)
+    choices = arm(observer, np.random.default_rng([seed, total]))
+    return Answer(choices=choices, num_evaluations=len(observer.losses))
+
+
+OWN_ARMS: dict[str, Arm] = {
+    "random search": random_search,
+    "random start + selection": random_start,
+    **{
+        name + suffix: partial(pooled, estimator=name, selecting=selecting)
+        for name in ESTIMATORS
+        for suffix, selecting in (("", False), (" + selection", True))
+    },
+    DEFAULT_ARM: partial(pooled, estimator="doubly_robust", guided=True, selecting=True),
+}
