@@ -10,6 +10,7 @@ import torch
 from nasdeploy.files import write_json, write_whole
 from nasdeploy.networks import Supernet
 from nasdeploy.optim.acquisition import KnowledgeGradient
+from nasdeploy.optim.gaussian_process import GaussianProcess
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.pipeline.context import Job
@@ -26,6 +27,10 @@ from nasdeploy.searchers.oneshot import OneShotSearch, SearchStep, to_architectu
 RESULT_SCHEMA = "nasdeploy/search/1"
 STATE_SCHEMA = "nasdeploy/search-state/1"
 CHECKPOINT_SCHEMA = "nasdeploy/search-checkpoint/1"
+
+
+MAX_SAMPLES = 1024
+"""Losses that proposals are made by: of the latest weights, and a step of the distributions stays below 0.2 s."""
 
 
 def make_objective(costs: ProfileCosts, *, tightened: Mapping[str, float] | None = None) -> Objective:
@@ -62,7 +67,12 @@ def make_optimizer(job: Job, costs: Mapping[str, ProfileCosts]) -> PooledOptimiz
     guided_share = settings.guided_share if settings.estimator == "doubly_robust" else 0.0
     proposer = None
     if guided_share > 0.0:
-        proposer = KnowledgeGradient(num_candidates=num_candidates, objectives=objectives, masks=masks)
+        proposer = KnowledgeGradient(
+            num_candidates=num_candidates,
+            objectives=objectives,
+            masks=masks,
+            model=GaussianProcess(num_candidates, max_samples=MAX_SAMPLES),
+        )
     return PooledOptimizer(
         num_candidates=num_candidates,
         objectives=objectives,
