@@ -38,6 +38,11 @@ class SearchSettings(_Settings):
         description="with doubly_robust: share of the evaluated architectures that a model of the loss proposes; the "
         "others are drawn",
     )
+    num_added_steps: int = Field(
+        default=10,
+        ge=0,
+        description="steps of evaluations for a profile that is added later; 0: the recorded losses alone answer",
+    )
     num_steps: Positive = Field(default=900, description="steps of the shared weights")
     batch_size: Positive = 64
     learning_rate: Rate = 0.1
@@ -154,8 +159,11 @@ class BuildSettings(_Settings):
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
 
     def fingerprint(self) -> str:
-        """Return a short hash of all settings but the profiles, which can be added to a run, and the use of caches."""
-        settings = self.model_dump(mode="json", exclude={"profiles": True, "measure": {"cache"}})
+        """Return a short hash of all settings but those of what can be added to a run, and the use of caches."""
+        settings = self.model_dump(
+            mode="json",
+            exclude={"profiles": True, "measure": {"cache"}, "search": {"num_added_steps"}},
+        )
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

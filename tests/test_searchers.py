@@ -17,6 +17,8 @@ from nasdeploy.checkpoints import load_checkpoint, save_checkpoint
 from nasdeploy.costs.table import CostTable, tabulate
 from nasdeploy.data import Split, TrainingBatches, make_augmentation, training_batches
 from nasdeploy.networks import Normalise, Supernet
+from nasdeploy.optim.acquisition import KnowledgeGradient
+from nasdeploy.optim.draws import GUIDED
 from nasdeploy.optim.gaussian_process import GaussianProcess
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
@@ -118,11 +120,18 @@ def steps_of(loop: OneShotSearch) -> Iterator[SearchStep]:
         yield loop.step()
 
 
-def make_search(seed: int = 0, **changes: Any) -> Search:
-    """Return a search with everything drawn from ``seed``."""
+def make_search(seed: int = 0, *, guided: bool = False, **changes: Any) -> Search:
+    """Return a search with everything drawn from ``seed``. guided: a model proposes half of what is evaluated."""
     settings = SETTINGS.model_copy(update=changes)
     supernet = Supernet(SPACE, Normalise((125.0,), (78.0,)), torch.Generator().manual_seed(seed))
-    optimizer = PooledOptimizer(num_candidates=SPACE.num_candidates(), objectives=make_objectives())
+    counts, objectives = SPACE.num_candidates(), make_objectives()
+    optimizer = PooledOptimizer(
+        num_candidates=counts,
+        objectives=objectives,
+        estimator="doubly_robust" if guided else "importance",
+        proposer=KnowledgeGradient(num_candidates=counts, objectives=objectives) if guided else None,
+        guided_share=0.5 if guided else 0.0,
+    )
     loop = OneShotSearch(
         supernet,
         optimizer,
@@ -190,9 +199,10 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 11])
-def test_a_search_that_was_stored_continues_bit_by_bit(stop: int, tmp_path: Path) -> None:
-    whole, first, second = make_search(), make_search(), make_search()
+@pytest.mark.parametrize(("stop", "guided"), [(1, False), (3, False), (4, False), (11, False), (14, True)])
+def test_a_search_that_was_stored_continues_bit_by_bit(stop: int, guided: bool, tmp_path: Path) -> None:
+    num_steps = 20 if guided else 12
+    whole, first, second = (make_search(guided=guided, num_steps=num_steps) for _ in range(3))
     steps = [(float(step.loss), step.diagnostics) for step in whole.steps]
     for _ in range(stop):
         next(first.steps)
@@ -202,6 +212,9 @@ def test_a_search_that_was_stored_continues_bit_by_bit(stop: int, tmp_path: Path
     left, right = whole.loop.state_dict(), second.loop.state_dict()
     assert left["optimizer"] == right["optimizer"]
     assert all(torch.equal(left["supernet"][name], value) for name, value in right["supernet"].items())
+    latest = whole.optimizer.latest
+    assert latest is not None
+    assert np.equal(latest.draw.owners, GUIDED).any() == guided  # or nothing was tested
 
 
 def test_global_generators_are_left_alone() -> None:
@@ -312,7 +325,9 @@ def test_finalists_are_ranked_by_loss_plus_weighted_costs() -> None:
     found = np.array([large.choices, small.choices, middle.choices])
     share = {a: cost_of(a) / high for a in (small, middle, large)}
     judge = Listed({large: 0.1, small: 1.05 - share[small], middle: 1.0 - share[middle]})
-    ranked = rank_finalists(found, judge=judge, objective=objective, surrogate=ignorant(), size=3)
+    ranked = rank_finalists(
+        found, judge=judge, objective=objective, surrogate=ignorant(), evaluated=found, size=3
+    )
     # 1.0, 1.05 and 1.1 in all; by the loss alone the largest would lead
     assert [finalist.architecture for finalist in ranked] == [middle, small, large]
 
@@ -321,8 +336,18 @@ def test_only_the_first_candidates_are_judged() -> None:
     found = np.array([SPACE.largest().choices, SPACE.smallest().choices])
     judge = Listed({SPACE.largest(): 2.0})
     objective = make_objectives()[0]
-    ranked = rank_finalists(found, judge=judge, objective=objective, surrogate=ignorant(), size=1)
+    ranked = rank_finalists(
+        found, judge=judge, objective=objective, surrogate=ignorant(), evaluated=found, size=1
+    )
     assert [finalist.architecture for finalist in ranked] == judge.asked == [SPACE.largest()]
+
+
+def test_the_best_that_the_search_has_evaluated_is_always_judged() -> None:
+    large, small = SPACE.largest(), SPACE.smallest()
+    found = np.array([large.choices, small.choices])
+    judge, objective = Listed({small: 2.0}), make_objectives()[0]
+    rank_finalists(found, judge=judge, objective=objective, surrogate=ignorant(), evaluated=found[1:], size=1)
+    assert judge.asked == [small]
 
 
 def propose(search: Search, k: int, seed: int = 0, **caps: float) -> list[Architecture]:

@@ -141,6 +141,8 @@ def test_fingerprint_sees_every_field_but_the_profiles_and_the_cache() -> None:
     assert (
         cache.fingerprint() == settings.fingerprint()
     )  # where a table comes from does not change what is built
+    added = changed(settings, "search.num_added_steps", values.pop("search.num_added_steps"))
+    assert added.fingerprint() == settings.fingerprint()  # of a profile that joins later
     found = {changed(settings, key, value).fingerprint() for key, value in values.items()}
     assert len(found | {settings.fingerprint()}) == len(values) + 1
     assert len(values) > 30

@@ -22,13 +22,14 @@ import numpy as np
 
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.optim import categorical
-from nasdeploy.optim.categorical import BoolArray
 from nasdeploy.optim.gaussian_process import GaussianProcess, Posterior
-from nasdeploy.optim.objective import Judge, Judgement, Objective
+from nasdeploy.optim.objective import Judge, Objective
 from nasdeploy.spaces.base import CandidateMask
 
 SAMPLES_PER_PARAMETER = 2
 """Before there are so many losses for each of the n_θ main effects, a model has nothing to propose by."""
+OUTSIDE = 1e12
+"""Added to violations: no f_k is as large."""
 NUM_LEADING = 32
 """Of a profile, so many architectures are looked at that may become its best."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(11)
@@ -94,7 +95,7 @@ class KnowledgeGradient:
         self.model.observe(choices, losses, step)
 
     def propose(self, count: int, rng: np.random.Generator) -> IntArray:
-        """Return ``count`` architectures (count, D) in the order of choice; none before 2 n_θ losses are known."""
+        """Return ``count`` different architectures (count, D), in the order of choice; none before 2 n_θ losses."""
         if self.model.num_samples < self._num_needed:
             return np.empty((0, self._union.shape[0]), dtype=np.int64)
         pool = self._pool(rng)
@@ -102,11 +103,13 @@ class KnowledgeGradient:
             return pool
         posterior = self.model.posterior(pool)
         values = self._values(posterior.mean, pool)
-        chosen = []
-        for _ in range(count):
+        chosen: list[int] = []
+        for _ in range(min(count, len(pool))):
             gain = _gain(values, posterior)
             # where nothing can get better any more, what is known least
-            i = int(gain.argmax() if gain.max() > 0.0 else posterior.variance.argmax())
+            wanted = gain if gain.max() > 0.0 else posterior.variance
+            wanted[chosen] = -np.inf  # a step evaluates on one batch of images: twice would show the same
+            i = int(wanted.argmax())
             chosen.append(i)
             posterior.condition(i)
         return pool[chosen]
@@ -116,8 +119,7 @@ class KnowledgeGradient:
 
         They need not have been evaluated. An array is empty where no feasible one was met.
         """
-        known = self._climb(rng)
-        values = self._values(self.model.predict(known), known)
+        known, values = self._climb(rng)
         order = np.argsort(values, axis=1, kind="stable")[:, :size]
         return [known[row[np.isfinite(values[k, row])]] for k, row in enumerate(order)]
 
@@ -132,60 +134,63 @@ class KnowledgeGradient:
     def _values(self, losses: FloatArray, choices: IntArray) -> FloatArray:
         """Return f_k (K, n) of ``choices`` (n, D) with ``losses`` (n,), infinite where k cannot have them."""
         judged = self._judge.judge(choices)
-        allowed = self._allowed(judged, choices)
+        allowed = np.equal(judged.violation, 0.0) & categorical.within(self._masks, choices)
         return np.where(allowed, losses + judged.penalty, np.inf)
-
-    def _allowed(self, judged: Judgement, choices: IntArray) -> BoolArray:
-        return np.equal(judged.violation, 0.0) & categorical.within(self._masks, choices)
 
     def _pool(self, rng: np.random.Generator) -> IntArray:
         """Return the architectures to choose from (m, D): the nearest to being the best of a profile, and others."""
-        known = self._climb(rng)
-        values = self._values(self.model.predict(known), known)
+        known, values = self._climb(rng)
         best = values.min(axis=1, keepdims=True)  # infinite where a profile has nothing feasible
         behind = np.where(np.isfinite(values), values - np.where(np.isfinite(best), best, 0.0), np.inf).min(
             axis=0
         )
         near = np.argsort(behind, kind="stable")[: self._pool_size - self._num_random]
-        others = self._random(rng)
-        return np.unique(np.concatenate([known[near[np.isfinite(behind[near])]], others]), axis=0)
+        return np.unique(np.concatenate([known[near[np.isfinite(behind[near])]], self._random(rng)]), axis=0)
 
     def _random(self, rng: np.random.Generator) -> IntArray:
         """Return uniform architectures (m, D) that some profile can have, from at most eight times as many draws."""
         uniform = categorical.uniform(self._union)
         drawn = categorical.sample(np.broadcast_to(uniform, (8 * self._num_random, *uniform.shape)), rng)
-        possible = self._allowed(self._judge.judge(drawn), drawn).any(axis=0)
+        possible = np.isfinite(self._values(np.zeros(len(drawn)), drawn)).any(axis=0)
         return drawn[possible][: self._num_random]
 
-    def _climb(self, rng: np.random.Generator) -> IntArray:
-        """Return what was evaluated and, round by round, the neighbours of what is expected to be best (m, D)."""
-        known = np.unique(np.concatenate([self.model.choices, self._random(rng)]), axis=0)
+    def _climb(self, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
+        """Return what was evaluated and, round by round, the neighbours of what is expected to be best.
+
+        Architectures (m, D), each once, and their expected f_k (K, m), infinite where k cannot have them.
+        """
         beam = max(1, self._num_elites // len(self._masks))
+        known = np.unique(np.concatenate([self.model.choices, self._random(rng)]), axis=0)
+        seen = {choices.tobytes() for choices in known}
+        keys, values = self._keys(known)
         expanded: set[bytes] = set()
         for _ in range(self._num_rounds):
-            best = self._leaders(known, beam)
-            fresh = [choices for choices in best if choices.tobytes() not in expanded]
+            leaders = np.unique(np.argsort(keys, axis=1, kind="stable")[:, :beam])
+            fresh = [choices for choices in known[leaders] if choices.tobytes() not in expanded]
             if not fresh:
                 break
             expanded.update(choices.tobytes() for choices in fresh)
-            around = np.concatenate([categorical.neighbours(choices, self._union) for choices in fresh])
-            known = np.unique(np.concatenate([known, around]), axis=0)
-        return known
-
-    def _leaders(self, known: IntArray, beam: int) -> IntArray:
-        """Return the ``beam`` best of each profile (m, D): by f_k or, where none is feasible, by violation."""
-        judged = self._judge.judge(known)
-        losses = self.model.predict(known)
-        allowed = self._allowed(judged, known)
-        found: list[int] = []
-        for k in range(len(self._masks)):
-            inside = categorical.within(self._masks[k], known)
-            key = np.where(
-                allowed[k], losses + judged.penalty[k], np.where(inside, judged.violation[k], np.inf)
+            around = np.unique(
+                np.concatenate([categorical.neighbours(choices, self._union) for choices in fresh]), axis=0
             )
-            order = np.lexsort((key, ~allowed[k]))
-            found.extend(order[:beam].tolist())
-        return known[sorted(set(found))]
+            around = around[[choices.tobytes() not in seen for choices in around]]
+            seen.update(choices.tobytes() for choices in around)
+            more_keys, more_values = self._keys(around)
+            known = np.concatenate([known, around])
+            keys = np.concatenate([keys, more_keys], axis=1)
+            values = np.concatenate([values, more_values], axis=1)
+        return known, values
+
+    def _keys(self, choices: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Return what leads (K, n) of ``choices`` (n, D), and their expected f_k (K, n).
+
+        Feasible ones lead by f_k, then the others by violation, so that a climb from outside the caps ends inside.
+        """
+        values = self._values(self.model.predict(choices), choices)
+        violation = np.where(
+            categorical.within(self._masks, choices), self._judge.judge(choices).violation, np.inf
+        )
+        return np.where(np.isfinite(values), values, OUTSIDE + violation), values
 
 
 def _gain(values: FloatArray, posterior: Posterior) -> FloatArray:

@@ -109,6 +109,7 @@ class _Factored:
     times: FloatArray
     target: FloatArray
     root: FloatArray
+    weights: FloatArray  # K⁻¹ y (N,)
 
 
 class GaussianProcess:
@@ -158,8 +159,7 @@ class GaussianProcess:
         """Return L̂ (n,) of ``choices`` (n, D). Raises ValueError before anything was observed."""
         known = self._known()
         covariance = self._kernel.of_losses(self._one_hot(choices), known.one_hot)  # (n, N)
-        weights = known.root.T @ (known.root @ known.target)  # K⁻¹ y
-        return known.scale.mean + known.scale.spread * (covariance @ weights)  # GPML 2.25
+        return known.scale.mean + known.scale.spread * (covariance @ known.weights)  # GPML 2.25
 
     def posterior(self, choices: IntArray) -> Posterior:
         """Return mean and variance of the losses of ``choices`` (m, D). [GPML 2.25, 2.26]"""
@@ -221,7 +221,8 @@ class GaussianProcess:
         covariance = self._kernel.of_losses(one_hot, one_hot) + self._kernel.of_steps(times, times)
         covariance[np.diag_indices(len(target))] += self._kernel.noise
         root = np.linalg.inv(np.linalg.cholesky(covariance))
-        self._factored = _Factored(scale, clock, one_hot, times, target, root)
+        weights = root.T @ (root @ target)
+        self._factored = _Factored(scale, clock, one_hot, times, target, root, weights)
 
     def _extend(self, batch: _Batch) -> None:
         """Append a batch to the factored samples: the factor grows by a block, in N² instead of N³ steps."""
@@ -238,13 +239,15 @@ class GaussianProcess:
         root[:count, :count] = known.root
         root[count:, :count] = -corner @ low @ known.root
         root[count:, count:] = corner
+        target = np.concatenate([known.target, known.scale.target(batch.losses)])
         self._factored = _Factored(
             known.scale,
             known.clock,
             np.concatenate([known.one_hot, one_hot]),
             np.concatenate([known.times, times]),
-            np.concatenate([known.target, known.scale.target(batch.losses)]),
+            target,
             root,
+            root.T @ (root @ target),
         )
 
     def _one_hot(self, choices: IntArray) -> FloatArray:

@@ -97,6 +97,7 @@ def _adapted(job: Job, costs: ProfileCosts, supernet: Supernet, joint: PooledOpt
             job.valid, purpose=f"adapt/{name}", batch_size=settings.loss_batch_size, augment=False
         ),
         num_loss_samples=settings.num_loss_samples,
+        num_steps=settings.num_added_steps,
         rng=np.random.default_rng(job.seed(f"adapt/{name}/architectures")),
         class_weights=job.class_weights,
     )

@@ -29,7 +29,7 @@ STATE_SCHEMA = "nasdeploy/search-state/1"
 CHECKPOINT_SCHEMA = "nasdeploy/search-checkpoint/1"
 
 
-MAX_SAMPLES = 1024
+MAX_SAMPLES = 768
 """Losses that proposals are made by: of the latest weights, and a step of the distributions stays below 0.2 s."""
 
 

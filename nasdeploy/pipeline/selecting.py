@@ -111,7 +111,14 @@ class Selector:
                 )
             return False
         size = self._job.settings.search.num_finalists
-        ranked = rank_finalists(found, judge=self._judge, objective=objective, surrogate=surrogate, size=size)
+        ranked = rank_finalists(
+            found,
+            judge=self._judge,
+            objective=objective,
+            surrogate=surrogate,
+            evaluated=source.optimizer.archive.choices,
+            size=size,
+        )
         best = ranked[0]
         selection.finalist = best
         selection.num_candidates = len(found)

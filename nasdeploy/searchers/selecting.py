@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nasdeploy.costs.joint_caps import JointCaps
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.data import Split
 from nasdeploy.networks import Supernet
@@ -86,26 +87,44 @@ def candidates(
 ) -> IntArray:
     """Return the feasible candidates of profile ``k`` (m, D), the most promising first.
 
-    objective: that of the search, or one with tighter caps after a measurement broke one.
+    objective: that of the search, or one with tighter caps after a measurement broke one. What comes nearest to
+    these is among the starts, so that caps which hardly any architecture keeps have a candidate all the same.
     """
+    seen = optimizer.archive.choices
+    if objective.caps:
+        rows = zip(optimizer.mask[k], optimizer.num_candidates, strict=True)
+        mask = tuple(tuple(row[:count].tolist()) for row, count in rows)
+        nearest = JointCaps(objective.tables, objective.caps, mask).nearest()
+        seen = np.concatenate([seen, np.array([nearest.choices])])
     return propose(
         theta=optimizer.theta[k],
         mask=optimizer.mask[k],
         objective=objective,
-        seen=optimizer.archive.choices,
+        seen=seen,
         surrogate=surrogate,
         rng=np.random.default_rng([seed, k]),
     )
 
 
 def rank_finalists(
-    found: IntArray, *, judge: FinalistJudge, objective: Objective, surrogate: GaussianProcess, size: int
+    found: IntArray,
+    *,
+    judge: FinalistJudge,
+    objective: Objective,
+    surrogate: GaussianProcess,
+    evaluated: IntArray,
+    size: int,
 ) -> list[Finalist]:
     """Evaluate the first ``size`` of the candidates (m, D); return them by f_k = L + weighted costs, best first.
 
-    L is what the validation images say of a finalist and what the search says, each by its precision.
+    L is what the validation images say of a finalist and what the search says, each by its precision. The best of those
+    ``evaluated`` (N, D) in the search is always one: the model alone may be wrong about all that it has not seen.
     """
-    chosen = found[:size]
+    chosen = found[:size].copy()
+    known = {choices.tobytes() for choices in evaluated}
+    best_known = next((choices for choices in found if choices.tobytes() in known), None)
+    if best_known is not None and not (chosen == best_known).all(axis=1).any():
+        chosen[-1] = best_known
     finalists = [judge.judge(architecture) for architecture in to_architectures(chosen)]
     posterior = surrogate.posterior(chosen)
     losses = settled(
