@@ -36,7 +36,7 @@ class SearchSettings(_Settings):
     guided_share: Share = Field(
         default=0.5,
         description="with doubly_robust: share of the evaluated architectures that a model of the loss proposes; the "
-        "others are drawn",
+        "others are drawn, and correct the model",
     )
     num_added_steps: int = Field(
         default=10,
@@ -159,10 +159,12 @@ class BuildSettings(_Settings):
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
 
     def fingerprint(self) -> str:
-        """Return a short hash of all settings but those of what can be added to a run, and the use of caches."""
+        """Return a short hash of all settings that a run depends on: not of profiles added later, nor of caches."""
+        unused = {"num_added_steps"}
+        if self.search.estimator != "doubly_robust":
+            unused.add("guided_share")
         settings = self.model_dump(
-            mode="json",
-            exclude={"profiles": True, "measure": {"cache"}, "search": {"num_added_steps"}},
+            mode="json", exclude={"profiles": True, "measure": {"cache"}, "search": unused}
         )
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 

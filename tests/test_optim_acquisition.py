@@ -126,22 +126,36 @@ def test_a_stored_proposer_continues_bit_by_bit(rng):
 def test_settled_losses_trust_the_more_precise_side():
     expected, measured = np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.5, 6.5])
     sure_of_model = settled(
-        expected=expected, variance=np.full(3, 1e-12), measured=measured, errors=np.full(3, 1.0)
+        expected=expected, covariance=1e-9 * np.eye(3), measured=measured, errors=np.full(3, 1.0)
     )
     assert np.diff(sure_of_model) == pytest.approx([1.0, 1.0])
     assert sure_of_model.mean() == pytest.approx(measured.mean())  # at the level of the measurement
-    exact = settled(expected=expected, variance=np.ones(3), measured=measured, errors=np.zeros(3))
+    exact = settled(expected=expected, covariance=np.eye(3), measured=measured, errors=np.zeros(3))
     assert exact == pytest.approx(measured)
     # by hand: level 5, then half way between expected + 5 and measured
-    both = settled(expected=expected, variance=np.ones(3), measured=measured, errors=np.ones(3))
+    both = settled(expected=expected, covariance=np.eye(3), measured=measured, errors=np.ones(3))
     assert both == pytest.approx([5.0, 6.25, 6.75])
-    nothing_known = settled(expected=expected, variance=np.zeros(3), measured=measured, errors=np.zeros(3))
+    nothing_known = settled(
+        expected=expected, covariance=np.zeros((3, 3)), measured=measured, errors=np.zeros(3)
+    )
     assert (nothing_known == measured).all()
+
+
+def test_what_the_model_does_not_know_of_all_finalists_does_not_count():
+    """A common shift of all is not uncertainty about their order."""
+    expected, measured, errors = np.array([0.0, 1.0]), np.array([3.0, 3.0]), np.ones(2)
+    alone, shifted = (
+        settled(expected=expected, covariance=np.eye(2) + common, measured=measured, errors=errors)
+        for common in (0.0, 1000.0)
+    )
+    assert shifted == pytest.approx(alone, abs=1e-6)
 
 
 def test_errors_leave_out_what_all_networks_share(rng):
     hard = 10.0 * rng.random(400)
     own = rng.normal(size=(3, 400))
     assert paired_errors(hard + own) == pytest.approx(paired_errors(own))
-    assert paired_errors(own) == pytest.approx(np.full(3, np.sqrt(2.0 / 3.0) / 20.0), rel=0.15)
+    for count in (2, 3, 8):
+        found = paired_errors(rng.normal(size=(count, 40_000)))
+        assert found == pytest.approx(np.full(count, 1.0 / 200.0), rel=0.03)
     assert paired_errors(np.array([[1.0, 1.0], [2.0, 2.0]])) == pytest.approx([0.0, 0.0])

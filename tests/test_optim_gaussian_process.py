@@ -170,6 +170,21 @@ def test_a_stored_model_continues_bit_by_bit(rng, steps):
         assert (model.predict(ALL) == other.predict(ALL)).all()
 
 
+@pytest.mark.parametrize("step", [0, 5, 17])
+def test_one_large_step_and_a_small_one(rng, step):
+    """All of one step, whose logarithm has no spread but rounding."""
+    model = GaussianProcess(SIZES)
+    model.observe(draw(24, rng), rng.normal(size=24), step)
+    model.observe(draw(5, rng), rng.normal(size=5), step + 1)
+    assert np.isfinite(model.posterior(ALL).mean).all()
+
+
+def test_fitting_at_once_keeps_the_latest(rng):
+    model = GaussianProcess(SIZES, max_samples=50)
+    model.fit(draw(120, rng), rng.normal(size=120), np.repeat(np.arange(20), 6))
+    assert model.num_samples == 50
+
+
 def test_without_samples_it_says_so():
     model = GaussianProcess(SIZES)
     with pytest.raises(ValueError, match="predict before fit"):

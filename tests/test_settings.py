@@ -141,11 +141,20 @@ def test_fingerprint_sees_every_field_but_the_profiles_and_the_cache() -> None:
     assert (
         cache.fingerprint() == settings.fingerprint()
     )  # where a table comes from does not change what is built
+    share = changed(settings, "search.guided_share", values.pop("search.guided_share"))
+    assert share.fingerprint() == settings.fingerprint()  # the estimator proposes nothing
+    robust = changed(settings, "search.estimator", "doubly_robust")
+    assert changed(robust, "search.guided_share", 0.25).fingerprint() != robust.fingerprint()
     added = changed(settings, "search.num_added_steps", values.pop("search.num_added_steps"))
     assert added.fingerprint() == settings.fingerprint()  # of a profile that joins later
     found = {changed(settings, key, value).fingerprint() for key, value in values.items()}
     assert len(found | {settings.fingerprint()}) == len(values) + 1
     assert len(values) > 30
+
+
+def test_runs_from_before_a_setting_are_continued() -> None:
+    """Of version 0.1 when it knew neither guided_share nor num_added_steps."""
+    assert BuildSettings(data="x", profiles=("cpu-tight",)).fingerprint() == "cb277c754f199354"
 
 
 def test_fingerprint_is_the_same_in_another_process() -> None:

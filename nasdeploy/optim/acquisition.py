@@ -86,7 +86,9 @@ class KnowledgeGradient:
             ]
         )  # (K, D, C)
         self._union = np.logical_or.reduce(self._masks, axis=0)  # (D, C)
-        self._num_needed = max(SAMPLES_PER_PARAMETER * (int(self._union.sum()) - len(self._union)), 2)
+        needed = SAMPLES_PER_PARAMETER * (int(self._union.sum()) - len(self._union))
+        # not more than a model still has that has just forgotten its oldest half
+        self._num_needed = max(min(needed, self.model.max_samples // 4), 2)
         self._num_elites, self._num_rounds = num_elites, num_rounds
         self._pool_size, self._num_random = pool_size, num_random
 

@@ -48,7 +48,7 @@ class Addition:
     ) -> None:
         self._objective, self._mask, self._num_candidates = objective, mask, searched.num_candidates
         archive, num_candidates = searched.archive, searched.num_candidates
-        size = min(NUM_KEPT, max(MAX_SAMPLES - num_evaluations, MAX_SAMPLES // 2))
+        size = max(min(NUM_KEPT, MAX_SAMPLES - num_evaluations), 1)
         kept = relevant(archive, num_candidates=num_candidates, objective=objective, mask=mask, size=size)
         choices, losses, steps = archive.choices[kept], archive.losses[kept], archive.steps[kept]
         self._model = GaussianProcess(num_candidates)

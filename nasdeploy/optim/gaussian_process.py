@@ -26,7 +26,8 @@ from nasdeploy.optim.kernel import Kernel, maximise_posterior
 
 MAX_SAMPLES = 2048
 """Beyond so many the oldest half is forgotten: a sample more costs N², and old losses are of other weights."""
-MAX_FITTED = 256
+MAX_FITTED, MAX_FITTED_ONCE = 256, 512
+"""How many samples the kernel is fitted on: while samples come in, and where it is done once."""
 REFIT_GROWTH = 1.3
 """The kernel is fitted again once there are so many times the samples of the last time."""
 KNEE = 3.0
@@ -113,11 +114,14 @@ class _Factored:
 
 
 class GaussianProcess:
-    """A :class:`nasdeploy.optim.surrogate.Surrogate` and ``StreamingSurrogate`` that knows how sure it is."""
+    """A :class:`nasdeploy.optim.surrogate.Surrogate` and ``StreamingSurrogate`` that knows how sure it is.
+
+    max_samples: so many of the latest samples are kept; where more are observed one by one, half as many.
+    """
 
     def __init__(self, num_candidates: Sequence[int], *, max_samples: int = MAX_SAMPLES) -> None:
         self._num_columns, self._num_decisions = max(num_candidates), len(num_candidates)
-        self._max_samples = max_samples
+        self.max_samples = max_samples
         self._prior = Kernel.prior_mean(len(num_candidates), self._num_columns)
         self._kernel = self._prior
         self._batches: list[_Batch] = []
@@ -141,15 +145,16 @@ class GaussianProcess:
         if len(losses) == 0:
             raise ValueError("surrogate: no samples to fit; expected at least 1")
         self._kernel, self._fitted_on = self._prior, 0
+        latest = np.argsort(steps, kind="stable")[-self.max_samples :]
+        choices, losses, steps = choices[latest], losses[latest], steps[latest]
         self._batches = [_Batch(int(s), choices[steps == s], losses[steps == s]) for s in np.unique(steps)]
-        self._forget()
-        self._build()
+        self._build(max_fitted=MAX_FITTED_ONCE)
 
     def observe(self, choices: IntArray, losses: FloatArray, step: int) -> None:
         """Take choices (n, D) with losses (n,), all evaluated at ``step``."""
         self._batches.append(_Batch(step, choices.copy(), losses.copy()))
         count = self.num_samples
-        if self._factored is None or count >= REFIT_GROWTH * self._fitted_on or count > self._max_samples:
+        if self._factored is None or count >= REFIT_GROWTH * self._fitted_on or count > self.max_samples:
             self._forget()
             self._build()
         else:
@@ -187,22 +192,21 @@ class GaussianProcess:
 
     def _forget(self) -> None:
         """Drop the oldest batches beyond half of the largest number of samples, where that was exceeded."""
-        if self.num_samples <= self._max_samples:
+        if self.num_samples <= self.max_samples:
             return
-        while len(self._batches) > 1 and self.num_samples > self._max_samples // 2:
+        while len(self._batches) > 1 and self.num_samples > self.max_samples // 2:
             self._batches.pop(0)
 
-    def _build(self) -> None:
+    def _build(self, *, max_fitted: int = MAX_FITTED) -> None:
         """Fit the kernel and factor the covariance of all that is remembered."""
         choices = self.choices
         losses = np.concatenate([batch.losses for batch in self._batches])
         steps = np.concatenate([np.full(len(batch.losses), batch.step) for batch in self._batches])
-        logs = np.log1p(steps)
-        clock = (float(logs.mean()), float(logs.std()) or 1.0)
+        clock = _clock(steps)
         scale, one_hot, times = Scale.of(losses), self._one_hot(choices), _times(steps, clock)
         target = scale.target(losses)
         rng = np.random.default_rng(len(losses))
-        some = rng.permutation(len(losses))[:MAX_FITTED]
+        some = rng.permutation(len(losses))[:max_fitted]
         self._kernel = maximise_posterior(
             self._kernel, self._prior, one_hot[some], times[some], target[some], again=self._fitted_on > 0
         )
@@ -281,8 +285,7 @@ class GaussianProcess:
             return
         losses = np.concatenate([batch.losses for batch in self._batches])
         steps = np.concatenate([np.full(len(batch.losses), batch.step) for batch in self._batches])
-        logs = np.log1p(steps)
-        clock = (float(logs.mean()), float(logs.std()) or 1.0)
+        clock = _clock(steps)
         scale = Scale.of(losses)
         self._factor(
             scale=scale,
@@ -294,6 +297,17 @@ class GaussianProcess:
         for batch in batches[self._num_based :]:
             self._batches.append(batch)
             self._extend(batch)
+
+
+def _clock(steps: IntArray) -> tuple[float, float]:
+    """Return mean and spread of log(1 + step)."""
+    logs = np.log1p(steps)
+    return float(logs.mean()), _spread(logs)
+
+
+def _spread(values: FloatArray) -> float:
+    """Return the standard deviation, 1 where all are equal: rounding must not be taken for a difference."""
+    return float(values.std()) if np.ptp(values) > 0.0 else 1.0
 
 
 def _times(steps: IntArray, clock: tuple[float, float]) -> FloatArray:

@@ -240,6 +240,7 @@ class PooledOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to continue bit by bit, as plain lists, numbers and text."""
         return {
+            "estimator": self.estimator,
             "num_steps": self.num_steps,
             "distributions": self._asng.state_dict(),
             **self._estimator.state_dict(),
@@ -251,6 +252,9 @@ class PooledOptimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state of :meth:`state_dict`. Raises ValueError when it belongs to another problem."""
+        stored = state.get("estimator", self.estimator)  # version 0.1 did not say
+        if stored != self.estimator:
+            raise ValueError(f"state is of estimator {stored!r}; expected {self.estimator!r}")
         self._asng.load_state_dict(state["distributions"])
         self._estimator.load_state_dict(state)
         self.num_steps = int(state["num_steps"])

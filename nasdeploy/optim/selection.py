@@ -72,19 +72,23 @@ def shortlist(candidates: IntArray, *, objective: Objective, surrogate: Surrogat
 
 
 def settled(
-    *, expected: FloatArray, variance: FloatArray, measured: FloatArray, errors: FloatArray
+    *, expected: FloatArray, covariance: FloatArray, measured: FloatArray, errors: FloatArray
 ) -> FloatArray:
     """Return the losses (n,) of finalists by model and measurement together, at the level of the measurement.
 
-    expected, variance: (n,) of L̂, which may lie at another level. measured, errors: (n,) losses and their standard
-    errors. Each weighs by its precision, as for any product of normal densities, so that of finalists which the
-    validation images cannot tell apart the one wins that the whole search speaks for.
+    expected (n,), covariance (n, n): of L̂, which may lie at another level. measured, errors: (n,) losses and their
+    standard errors. Each side weighs by its precision, as for any product of normal densities, so that of finalists
+    which the validation images cannot tell apart the one wins that the whole search speaks for.
     """
-    spread = variance + errors**2
-    if not (spread > 0.0).all():  # some measurement is exact
+    total = covariance + np.diag(errors**2)
+    jitter = 1e-12 * float(np.abs(total).max())
+    if jitter == 0.0:  # nothing is uncertain
         return measured.copy()
-    level = np.average(measured - expected, weights=1.0 / spread)
-    combined: FloatArray = expected + level + variance / spread * (measured - expected - level)
+    inverse = np.linalg.inv(total + jitter * np.eye(len(measured)))
+    level = float(inverse.sum(axis=0) @ (measured - expected)) / float(
+        inverse.sum()
+    )  # generalised least squares
+    combined: FloatArray = expected + level + covariance @ inverse @ (measured - expected - level)
     return combined
 
 
@@ -93,9 +97,10 @@ def paired_errors(losses: FloatArray) -> FloatArray:
 
     What all have in common, such as images that are hard for any network, says nothing about their order.
     """
-    apart = losses - losses.mean(axis=0)
-    count = losses.shape[1]
-    errors: FloatArray = apart.std(axis=1) / np.sqrt(max(count - 1, 1))
+    num_networks, count = losses.shape
+    apart = losses - losses.mean(axis=0)  # from a mean that holds the network itself: n / (n - 1)
+    alone = num_networks / max(num_networks - 1, 1)
+    errors: FloatArray = np.sqrt(alone) * apart.std(axis=1) / np.sqrt(max(count - 1, 1))
     return errors
 
 

@@ -66,9 +66,9 @@ class RidgeSurrogate:
     sampled late would look good. covariate: how the loss is taken to fall, with log(1 + step) or linearly.
     pairs: "neighbours" adds the products of the one-hots of decisions d and d + 1, which is where layers meet;
     "none" leaves an additive model. half_life: a sample that is so many steps old counts half. ridge: the penalty
-    in units of one sample,. pair_ridge: that of the pairs. It is larger since interactions
-    are smaller than main effects as a rule (as a prior: of a quarter of their variance) and each pair is seen C
-    times more rarely; main effects, which lie in the span of the pairs, are then explained as such.
+    in units of one sample. pair_ridge: that of the pairs. It is larger since interactions are smaller than main
+    effects as a rule (as a prior: of a quarter of their variance) and each pair is seen C times more rarely; main
+    effects, which lie in the span of the pairs, are then explained as such.
     """
 
     def __init__(

@@ -17,8 +17,9 @@ from nasdeploy.searchers.oneshot import to_architectures
 from nasdeploy.spaces.base import SearchSpace
 
 HEADER = ("step", "origin", "loss")
-GUIDED = "guided"
-"""The origin of what a model proposed; all else was drawn from the distribution of a profile, named by it."""
+GUIDED = "(guided)"
+"""The origin of what a model proposed; all else was drawn from the distribution of a profile, named by it; no
+profile's name has parentheses."""
 
 
 class Evaluations:

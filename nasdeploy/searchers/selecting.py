@@ -129,7 +129,7 @@ def rank_finalists(
     posterior = surrogate.posterior(chosen)
     losses = settled(
         expected=posterior.mean,
-        variance=posterior.variance,
+        covariance=posterior.covariance,
         measured=np.array([finalist.loss for finalist in finalists]),
         errors=paired_errors(np.stack([finalist.losses for finalist in finalists])),
     )

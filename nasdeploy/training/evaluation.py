@@ -40,8 +40,5 @@ def loss_and_accuracy(
     network: nn.Module, images: Images, labels: Tensor, *, class_weights: Tensor | None = None
 ) -> tuple[float, float]:
     """Return the mean cross entropy, weighted by class where weights are given, and the top-1 accuracy in [0, 1]."""
-    logits = predict(network, images)
-    loss = F.cross_entropy(logits, labels, weight=class_weights)
-    accuracy = (logits.argmax(dim=1) == labels).float().mean()
-    pair = torch.stack([loss, accuracy]).tolist()
-    return pair[0], pair[1]
+    losses, accuracy = losses_and_accuracy(network, images, labels, class_weights=class_weights)
+    return float(losses.mean()), accuracy

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from statistics_of_pairs import interval
+from tabular_arms import BATCH, GUIDED_SHARE
 from tabular_problems import Problem, nasbench_201, nasbench_macro
 
 from nasdeploy.costs.table import FloatArray, IntArray
@@ -34,8 +35,6 @@ from nasdeploy.optim.gaussian_process import GaussianProcess
 from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.optim.selection import shortlist
 
-BATCH = 12
-GUIDED_SHARE = 0.75
 START, LATER, ALONE = ARMS = ("from the start", "added later", "alone")
 
 
