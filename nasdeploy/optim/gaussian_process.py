@@ -26,7 +26,7 @@ from nasdeploy.optim.kernel import Kernel, maximise_posterior
 
 MAX_SAMPLES = 2048
 """Beyond so many the oldest half is forgotten: a sample more costs N², and old losses are of other weights."""
-MAX_FITTED, MAX_FITTED_ONCE = 256, 512
+MAX_FITTED, MAX_FITTED_ONCE = 256, 384
 """How many samples the kernel is fitted on: while samples come in, and where it is done once."""
 REFIT_GROWTH = 1.3
 """The kernel is fitted again once there are so many times the samples of the last time."""
