@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nasdeploy.costs.table import CostTable, Factor
-from nasdeploy.optim.acquisition import SAMPLES_PER_PARAMETER, KnowledgeGradient, _gain
+from nasdeploy.optim.acquisition import SAMPLES_PER_PARAMETER, KnowledgeGradient, _gain, knee_of
 from nasdeploy.optim.gaussian_process import Posterior
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.selection import paired_errors, settled
@@ -121,6 +121,13 @@ def test_a_stored_proposer_continues_bit_by_bit(rng):
     other.load_state_dict(json.loads(json.dumps(one.state_dict())))
     first, second = (searched(np.random.default_rng(7), proposer, steps=4) for proposer in (one, other))
     assert (first == second).all()
+
+
+def test_losses_are_compressed_less_where_costs_have_prices():
+    price = Objective(tables={"flops": COST}, coefficients={"flops": 0.5}, references={"flops": 1.0})
+    free = Objective(tables={"flops": COST}, coefficients={"flops": 0.0}, references={"flops": 1.0})
+    assert knee_of([*objectives(8.0), free]) == 0.0
+    assert knee_of([*objectives(8.0), price]) > 2.0
 
 
 def test_settled_losses_trust_the_more_precise_side():

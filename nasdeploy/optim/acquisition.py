@@ -22,7 +22,7 @@ import numpy as np
 
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.optim import categorical
-from nasdeploy.optim.gaussian_process import GaussianProcess, Posterior
+from nasdeploy.optim.gaussian_process import KNEE, GaussianProcess, Posterior
 from nasdeploy.optim.objective import Judge, Objective
 from nasdeploy.spaces.base import CandidateMask
 
@@ -77,7 +77,7 @@ class KnowledgeGradient:
         pool_size: int = 384,
         num_random: int = 128,
     ) -> None:
-        self.model = model or GaussianProcess(num_candidates)
+        self.model = model or GaussianProcess(num_candidates, knee=knee_of(objectives))
         self._judge = Judge(objectives)
         self._masks = np.stack(
             [
@@ -193,6 +193,16 @@ class KnowledgeGradient:
             categorical.within(self._masks, choices), self._judge.judge(choices).violation, np.inf
         )
         return np.where(np.isfinite(values), values, OUTSIDE + violation), values
+
+
+def knee_of(objectives: Sequence[Objective]) -> float:
+    """Return from where on a model may compress losses, in standard deviations above the median.
+
+    Under caps alone only the least losses matter. With prices, a cheap architecture may be best for a profile
+    although its loss is high.
+    """
+    priced = any(weight > 0.0 for objective in objectives for weight in objective.coefficients.values())
+    return KNEE if priced else 0.0
 
 
 def _gain(values: FloatArray, posterior: Posterior) -> FloatArray:

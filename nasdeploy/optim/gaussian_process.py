@@ -36,29 +36,37 @@ KNEE = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scale:
-    """How losses become targets of mean 0 and variance 1. median, deviation: robust ones, of what is compressed."""
+    """How losses become targets of mean 0 and variance 1.
 
+    median, deviation: robust ones, of what is compressed from the ``knee`` on.
+    """
+
+    knee: float
     median: float
     deviation: float
     mean: float
     spread: float
 
     @classmethod
-    def of(cls, losses: FloatArray) -> Scale:
+    def of(cls, losses: FloatArray, knee: float = KNEE) -> Scale:
         """Return the scale of ``losses`` (N,)."""
         median = float(np.median(losses))
         deviation = 1.4826 * float(np.median(np.abs(losses - median)))  # of a normal distribution: its σ
-        flat = compressed(losses, median, deviation)
+        flat = compressed(losses, median, deviation, knee)
         return cls(
-            median=median, deviation=deviation, mean=float(flat.mean()), spread=float(flat.std()) or 1.0
+            knee=knee,
+            median=median,
+            deviation=deviation,
+            mean=float(flat.mean()),
+            spread=_spread(flat),
         )
 
     def target(self, losses: FloatArray) -> FloatArray:
         """Return ``losses`` (n,) in the units of the kernel."""
-        return (compressed(losses, self.median, self.deviation) - self.mean) / self.spread
+        return (compressed(losses, self.median, self.deviation, self.knee) - self.mean) / self.spread
 
 
-def compressed(losses: FloatArray, median: float, deviation: float) -> FloatArray:
+def compressed(losses: FloatArray, median: float, deviation: float, knee: float = KNEE) -> FloatArray:
     """Return ``losses`` (n,), those beyond the knee by the logarithm of how far they lie beyond it.
 
     Networks that do not learn at all lose ten times what the others differ by. A process that expects such jumps
@@ -66,7 +74,7 @@ def compressed(losses: FloatArray, median: float, deviation: float) -> FloatArra
     """
     if deviation == 0.0:
         return losses
-    beyond = np.maximum((losses - median) / deviation - KNEE, 0.0)
+    beyond = np.maximum((losses - median) / deviation - knee, 0.0)
     flat: FloatArray = losses - deviation * (beyond - np.log1p(beyond))
     return flat
 
@@ -116,12 +124,16 @@ class _Factored:
 class GaussianProcess:
     """A :class:`nasdeploy.optim.surrogate.Surrogate` and ``StreamingSurrogate`` that knows how sure it is.
 
+    knee: losses more than so many standard deviations above the median are compressed.
     max_samples: so many of the latest samples are kept; where more are observed one by one, half as many.
     """
 
-    def __init__(self, num_candidates: Sequence[int], *, max_samples: int = MAX_SAMPLES) -> None:
+    def __init__(
+        self, num_candidates: Sequence[int], *, knee: float = KNEE, max_samples: int = MAX_SAMPLES
+    ) -> None:
         self._num_columns, self._num_decisions = max(num_candidates), len(num_candidates)
         self.max_samples = max_samples
+        self._knee = knee
         self._prior = Kernel.prior_mean(len(num_candidates), self._num_columns)
         self._kernel = self._prior
         self._batches: list[_Batch] = []
@@ -203,7 +215,7 @@ class GaussianProcess:
         losses = np.concatenate([batch.losses for batch in self._batches])
         steps = np.concatenate([np.full(len(batch.losses), batch.step) for batch in self._batches])
         clock = _clock(steps)
-        scale, one_hot, times = Scale.of(losses), self._one_hot(choices), _times(steps, clock)
+        scale, one_hot, times = Scale.of(losses, self._knee), self._one_hot(choices), _times(steps, clock)
         target = scale.target(losses)
         rng = np.random.default_rng(len(losses))
         some = rng.permutation(len(losses))[:max_fitted]
@@ -286,7 +298,7 @@ class GaussianProcess:
         losses = np.concatenate([batch.losses for batch in self._batches])
         steps = np.concatenate([np.full(len(batch.losses), batch.step) for batch in self._batches])
         clock = _clock(steps)
-        scale = Scale.of(losses)
+        scale = Scale.of(losses, self._knee)
         self._factor(
             scale=scale,
             clock=clock,

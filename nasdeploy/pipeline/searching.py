@@ -10,7 +10,7 @@ import torch
 from nasdeploy.errors import ConfigError
 from nasdeploy.files import write_json, write_whole
 from nasdeploy.networks import Supernet
-from nasdeploy.optim.acquisition import KnowledgeGradient
+from nasdeploy.optim.acquisition import KnowledgeGradient, knee_of
 from nasdeploy.optim.gaussian_process import GaussianProcess
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
@@ -77,7 +77,7 @@ def make_optimizer(job: Job, costs: Mapping[str, ProfileCosts]) -> PooledOptimiz
             num_candidates=num_candidates,
             objectives=objectives,
             masks=masks,
-            model=GaussianProcess(num_candidates, max_samples=MAX_SAMPLES),
+            model=GaussianProcess(num_candidates, knee=knee_of(objectives), max_samples=MAX_SAMPLES),
         )
     return PooledOptimizer(
         num_candidates=num_candidates,
