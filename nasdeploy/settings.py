@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles import DEFAULT_PROFILES
@@ -66,6 +66,15 @@ class SearchSettings(_Settings):
     num_finalists: Positive = Field(
         default=8, description="architectures a profile that are evaluated on the whole validation split"
     )
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        """Refuse steps in which doubly_robust has nothing to compare a sample with."""
+        if self.estimator == "doubly_robust" and self.num_loss_samples < 2:
+            raise ValueError(
+                f"num_loss_samples = {self.num_loss_samples} with estimator = doubly_robust: expected at least 2"
+            )
+        return self
 
 
 class RetrainSettings(_Settings):

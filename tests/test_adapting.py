@@ -20,7 +20,7 @@ from nasdeploy.optim.added import NUM_KEPT, Addition, added_optimizer, relevant
 from nasdeploy.optim.archive import Archive
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
-from nasdeploy.searchers.adapting import NUM_LOSS_STEPS, Adapted, adapt, uncovered
+from nasdeploy.searchers.adapting import Adapted, adapt, uncovered
 from nasdeploy.spaces import MobileConfig, Stage, mobile_space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -289,6 +289,9 @@ def recorded() -> PooledOptimizer:
         choices = optimizer.ask(8, rng)
         optimizer.tell(choices, 2.0 - 0.1 * choices.sum(axis=1))
     return optimizer
+
+
+NUM_LOSS_STEPS = 10
 
 
 def adapted(supernet: Supernet, searched: PooledOptimizer, num_steps: int = NUM_LOSS_STEPS) -> Adapted:

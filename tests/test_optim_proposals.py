@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import product
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ SIZES = (4, 3, 4, 2, 4, 3)
 D = len(SIZES)
 EFFECTS = np.random.default_rng(3).normal(size=(D, 4))
 COST = CostTable(tuple(Factor((d,), np.arange(1.0, 1.0 + size)) for d, size in enumerate(SIZES)))
-ALL = np.array(list(product(*map(range, SIZES))))
 FREE = Objective(tables={"flops": COST})
 
 

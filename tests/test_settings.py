@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles.messages import read_model
 from nasdeploy.schemas import load_schema
-from nasdeploy.settings import EXPECTED, BuildSettings, settings_json_schema
+from nasdeploy.settings import EXPECTED, BuildSettings, SearchSettings, settings_json_schema
 
 
 def read(data: dict[str, Any]) -> BuildSettings:
@@ -150,6 +150,14 @@ def test_fingerprint_sees_every_field_but_the_profiles_and_the_cache() -> None:
     found = {changed(settings, key, value).fingerprint() for key, value in values.items()}
     assert len(found | {settings.fingerprint()}) == len(values) + 1
     assert len(values) > 30
+
+
+def test_a_step_of_doubly_robust_has_something_to_compare() -> None:
+    with pytest.raises(
+        ValueError, match="num_loss_samples = 1 with estimator = doubly_robust: expected at least 2"
+    ):
+        SearchSettings(estimator="doubly_robust", num_loss_samples=1)
+    assert SearchSettings(estimator="importance", num_loss_samples=1).num_loss_samples == 1
 
 
 def test_runs_from_before_a_setting_are_continued() -> None:

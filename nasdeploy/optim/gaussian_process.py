@@ -108,15 +108,22 @@ class _Batch:
     losses: FloatArray
 
 
-@dataclass(slots=True, eq=False)
-class _Factored:
-    """What predictions need, of N samples. root: (N, N), inverse of the Cholesky factor of their covariance."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Samples:
+    """N samples in the units of the kernel: one_hot (N, D C), times (N, 2), target (N,)."""
 
     scale: Scale
     clock: tuple[float, float]  # mean and spread of log(1 + step)
     one_hot: FloatArray
     times: FloatArray
     target: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Factored:
+    """What predictions need. root: (N, N), inverse of the Cholesky factor of the samples' covariance."""
+
+    samples: _Samples
     root: FloatArray
     weights: FloatArray  # K⁻¹ y (N,)
 
@@ -175,27 +182,22 @@ class GaussianProcess:
     def predict(self, choices: IntArray) -> FloatArray:
         """Return L̂ (n,) of ``choices`` (n, D). Raises ValueError before anything was observed."""
         known = self._known()
-        covariance = self._kernel.of_losses(self._one_hot(choices), known.one_hot)  # (n, N)
-        return known.scale.mean + known.scale.spread * (covariance @ known.weights)  # GPML 2.25
+        covariance = self._kernel.of_losses(self._one_hot(choices), known.samples.one_hot)  # (n, N)
+        return known.samples.scale.mean + known.samples.scale.spread * (
+            covariance @ known.weights
+        )  # GPML 2.25
 
     def posterior(self, choices: IntArray) -> Posterior:
         """Return mean and variance of the losses of ``choices`` (m, D). [GPML 2.25, 2.26]"""
         known = self._known()
-        one_hot, spread = self._one_hot(choices), known.scale.spread
-        whitened = self._kernel.of_losses(one_hot, known.one_hot) @ known.root.T  # (m, N)
+        one_hot, scale = self._one_hot(choices), known.samples.scale
+        whitened = self._kernel.of_losses(one_hot, known.samples.one_hot) @ known.root.T  # (m, N)
         covariance = self._kernel.of_losses(one_hot, one_hot) - whitened @ whitened.T
         return Posterior(
-            mean=known.scale.mean + spread * (whitened @ (known.root @ known.target)),
-            covariance=spread**2 * covariance,
-            noise=spread**2 * self._kernel.noise,
+            mean=scale.mean + scale.spread * (whitened @ (known.root @ known.samples.target)),
+            covariance=scale.spread**2 * covariance,
+            noise=scale.spread**2 * self._kernel.noise,
         )
-
-    def r_squared(self, choices: IntArray, losses: FloatArray) -> float:
-        """Return R² on ``choices`` (n, D), ``losses`` (n,) of one step, both centred; 0 where they do not vary."""
-        actual, predicted = losses - losses.mean(), self.predict(choices)
-        total = float((actual**2).sum())
-        left = float(((actual - (predicted - predicted.mean())) ** 2).sum())
-        return 1.0 - left / total if total > 0.0 else 0.0
 
     def _known(self) -> _Factored:
         if self._factored is None:
@@ -211,60 +213,62 @@ class GaussianProcess:
 
     def _build(self, *, max_fitted: int = MAX_FITTED) -> None:
         """Fit the kernel and factor the covariance of all that is remembered."""
-        choices = self.choices
+        samples = self._samples()
+        count = len(samples.target)
+        rng = np.random.default_rng(count)
+        some = rng.permutation(count)[:max_fitted]
+        self._kernel = maximise_posterior(
+            self._kernel,
+            self._prior,
+            samples.one_hot[some],
+            samples.times[some],
+            samples.target[some],
+            again=self._fitted_on > 0,
+        )
+        self._fitted_on, self._num_based = count, len(self._batches)
+        self._factored = self._factor(samples)
+
+    def _samples(self) -> _Samples:
+        """Return all that is remembered as the kernel sees it."""
         losses = np.concatenate([batch.losses for batch in self._batches])
         steps = np.concatenate([np.full(len(batch.losses), batch.step) for batch in self._batches])
-        clock = _clock(steps)
-        scale, one_hot, times = Scale.of(losses, self._knee), self._one_hot(choices), _times(steps, clock)
-        target = scale.target(losses)
-        rng = np.random.default_rng(len(losses))
-        some = rng.permutation(len(losses))[:max_fitted]
-        self._kernel = maximise_posterior(
-            self._kernel, self._prior, one_hot[some], times[some], target[some], again=self._fitted_on > 0
-        )
-        self._fitted_on, self._num_based = len(losses), len(self._batches)
-        self._factor(scale=scale, clock=clock, one_hot=one_hot, times=times, target=target)
+        scale, clock = Scale.of(losses, self._knee), _clock(steps)
+        return _Samples(scale, clock, self._one_hot(self.choices), _times(steps, clock), scale.target(losses))
 
-    def _factor(
-        self,
-        *,
-        scale: Scale,
-        clock: tuple[float, float],
-        one_hot: FloatArray,
-        times: FloatArray,
-        target: FloatArray,
-    ) -> None:
-        covariance = self._kernel.of_losses(one_hot, one_hot) + self._kernel.of_steps(times, times)
-        covariance[np.diag_indices(len(target))] += self._kernel.noise
+    def _factor(self, samples: _Samples) -> _Factored:
+        times = samples.times
+        covariance = self._kernel.of_losses(samples.one_hot, samples.one_hot) + self._kernel.of_steps(
+            times, times
+        )
+        covariance[np.diag_indices(len(covariance))] += self._kernel.noise
         root = np.linalg.inv(np.linalg.cholesky(covariance))
-        weights = root.T @ (root @ target)
-        self._factored = _Factored(scale, clock, one_hot, times, target, root, weights)
+        return _Factored(samples, root, root.T @ (root @ samples.target))
 
     def _extend(self, batch: _Batch) -> None:
         """Append a batch to the factored samples: the factor grows by a block, in N² instead of N³ steps."""
         known = self._known()
+        old = known.samples
         one_hot = self._one_hot(batch.choices)
-        times = _times(np.full(len(batch.losses), batch.step), known.clock)
-        across = self._kernel.of_losses(one_hot, known.one_hot) + self._kernel.of_steps(times, known.times)
+        times = _times(np.full(len(batch.losses), batch.step), old.clock)
+        across = self._kernel.of_losses(one_hot, old.one_hot) + self._kernel.of_steps(times, old.times)
         inside = self._kernel.of_losses(one_hot, one_hot) + self._kernel.of_steps(times, times)
         inside[np.diag_indices(len(inside))] += self._kernel.noise
         low = across @ known.root.T  # L21 = K21 L11⁻ᵀ
         corner = np.linalg.inv(np.linalg.cholesky(inside - low @ low.T))  # L22⁻¹
-        count, size = len(known.target), len(known.target) + len(batch.losses)
+        count, size = len(old.target), len(old.target) + len(batch.losses)
         root = np.zeros((size, size))
         root[:count, :count] = known.root
         root[count:, :count] = -corner @ low @ known.root
         root[count:, count:] = corner
-        target = np.concatenate([known.target, known.scale.target(batch.losses)])
-        self._factored = _Factored(
-            known.scale,
-            known.clock,
-            np.concatenate([known.one_hot, one_hot]),
-            np.concatenate([known.times, times]),
+        target = np.concatenate([old.target, old.scale.target(batch.losses)])
+        samples = _Samples(
+            old.scale,
+            old.clock,
+            np.concatenate([old.one_hot, one_hot]),
+            np.concatenate([old.times, times]),
             target,
-            root,
-            root.T @ (root @ target),
         )
+        self._factored = _Factored(samples, root, root.T @ (root @ target))
 
     def _one_hot(self, choices: IntArray) -> FloatArray:
         rows = np.zeros((len(choices), self._num_decisions * self._num_columns))
@@ -295,17 +299,7 @@ class GaussianProcess:
         self._batches, self._factored = batches[: self._num_based], None
         if not batches:
             return
-        losses = np.concatenate([batch.losses for batch in self._batches])
-        steps = np.concatenate([np.full(len(batch.losses), batch.step) for batch in self._batches])
-        clock = _clock(steps)
-        scale = Scale.of(losses, self._knee)
-        self._factor(
-            scale=scale,
-            clock=clock,
-            one_hot=self._one_hot(self.choices),
-            times=_times(steps, clock),
-            target=scale.target(losses),
-        )
+        self._factored = self._factor(self._samples())
         for batch in batches[self._num_based :]:
             self._batches.append(batch)
             self._extend(batch)

@@ -34,9 +34,8 @@ def importance_weights(log_p: FloatArray, log_q: FloatArray) -> FloatArray:
 def effective_sample_size(weights: FloatArray) -> FloatArray:
     """Return ESS = (Σw)² / Σw² (...) of weights (..., n); 0 when every weight is 0."""
     largest = weights.max(axis=-1, initial=0.0, keepdims=True)
-    scaled = weights / np.where(
-        largest > 0.0, largest, 1.0
-    )  # so that tiny weights do not underflow when squared
+    # divided by the largest, so that tiny weights do not underflow when squared
+    scaled = weights / np.where(largest > 0.0, largest, 1.0)
     squares = (scaled * scaled).sum(axis=-1)
     ess: FloatArray = scaled.sum(axis=-1) ** 2 / np.where(squares > 0.0, squares, 1.0)
     return ess

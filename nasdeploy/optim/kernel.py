@@ -71,11 +71,6 @@ class Kernel:
         """σ², the variance of one observation."""
         return float(np.exp(self.logs[-1])) + JITTER
 
-    @property
-    def prior_variance(self) -> float:
-        """k(c, c) of the loss itself, the same for every c."""
-        return float(self.main.sum()) + self.scale
-
     def main_part(self, one: FloatArray, other: FloatArray) -> FloatArray:
         """Return Σ_d v_d [c_d = c'_d] (n, m)."""
         part: FloatArray = (one * np.repeat(self.main, self.num_columns)) @ other.T

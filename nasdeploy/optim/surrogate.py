@@ -28,10 +28,6 @@ class Surrogate(Protocol):
         """Return L̂ (n,) of ``choices`` (n, D), as of the latest step that was fitted."""
         ...
 
-    def r_squared(self, choices: IntArray, losses: FloatArray) -> float:
-        """Return the share of the variance of ``losses`` (n,) explained; below 0 if worse than the mean."""
-        ...
-
 
 class StreamingSurrogate(Protocol):
     """The seat of L̂ inside the doubly robust gradient: a model that learns step by step and can be stored."""

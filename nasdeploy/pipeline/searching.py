@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from nasdeploy.errors import ConfigError
 from nasdeploy.files import write_json, write_whole
 from nasdeploy.networks import Supernet
 from nasdeploy.optim.acquisition import KnowledgeGradient, knee_of
@@ -65,11 +64,6 @@ def make_optimizer(job: Job, costs: Mapping[str, ProfileCosts]) -> PooledOptimiz
     """Return the K distributions at their start."""
     settings, num_candidates = job.settings.search, job.space.num_candidates()
     objectives, masks = [make_objective(one) for one in costs.values()], [one.mask for one in costs.values()]
-    if settings.estimator == "doubly_robust" and settings.num_loss_samples < 2:
-        raise ConfigError(
-            f"search.num_loss_samples = {settings.num_loss_samples}: expected at least 2 with estimator "
-            "doubly_robust, which compares the samples of a step"
-        )
     guided_share = settings.guided_share if settings.estimator == "doubly_robust" else 0.0
     proposer = None
     if guided_share > 0.0:

@@ -21,9 +21,6 @@ from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.searchers.oneshot import evaluate_and_tell
 from nasdeploy.spaces.base import CandidateMask, SearchSpace
 
-NUM_LOSS_STEPS = 10
-"""Fewer cost accuracy where a budget lies beyond those that were searched for; then a model only extrapolates."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Adapted:
@@ -58,14 +55,15 @@ def adapt(
     supernet: Supernet,
     valid: TrainingBatches,
     num_loss_samples: int,
+    num_steps: int,
     rng: np.random.Generator,
-    num_steps: int = NUM_LOSS_STEPS,
     class_weights: Tensor | None = None,
 ) -> Adapted:
     """Return the distribution of a new profile, after ``num_steps`` steps of ``num_loss_samples`` evaluations.
 
     searched: the distributions at the end of the search. valid: batches as the search used them. num_steps: 0 answers
-    from the recorded losses alone. Raises ConfigError for a loss that is not finite.
+    from the recorded losses alone; few cost accuracy where a budget lies beyond those that were searched for. Raises
+    ConfigError for a loss that is not finite.
     """
     addition = Addition(
         searched,
