@@ -34,7 +34,7 @@ class SearchSettings(_Settings):
         "samples (the baseline)",
     )
     guided_share: Share = Field(
-        default=0.5,
+        default=0.75,
         description="with doubly_robust: share of the evaluated architectures that a model of the loss proposes; the "
         "others are drawn, and correct the model",
     )

@@ -8,9 +8,12 @@ from itertools import product
 import numpy as np
 import pytest
 
+from nasdeploy.costs.table import CostTable, Factor
 from nasdeploy.optim import gaussian_process
+from nasdeploy.optim.features import CostFeatures
 from nasdeploy.optim.gaussian_process import GaussianProcess, Scale, compressed
 from nasdeploy.optim.kernel import Kernel, _energy, maximise_posterior
+from nasdeploy.optim.objective import Objective
 
 SIZES = (3, 4, 2, 3)
 ALL = np.array(list(product(*map(range, SIZES))))
@@ -26,6 +29,21 @@ def draw(n, rng):
     return np.stack([rng.integers(count, size=n) for count in SIZES], axis=1)
 
 
+def features():
+    """Two costs that vary and one that does not."""
+    tables = {
+        name: CostTable(
+            tuple(Factor((d,), values[:count]) for d, count in enumerate(SIZES)), constant=constant
+        )
+        for name, values, constant in (
+            ("params", np.array([0.0, 1.0, 3.0, 9.0]), 5.0),
+            ("flops", np.array([2.0, 1.0, 0.5, 4.0]), 0.0),
+            ("latency_ms", np.ones(4), 0.0),
+        )
+    }
+    return CostFeatures(SIZES, [Objective(tables=tables)])
+
+
 def observed(rng, *, steps=8, noise=0.05, **settings):
     model = GaussianProcess(SIZES, **settings)
     for step in range(steps):
@@ -34,11 +52,12 @@ def observed(rng, *, steps=8, noise=0.05, **settings):
     return model
 
 
-def one_hot(choices):
+def rows_of(choices):
+    """One-hot choices, and what they cost."""
     rows = np.zeros((len(choices), 16))
     for d in range(4):
         rows[np.arange(len(choices)), 4 * d + choices[:, d]] = 1.0
-    return rows
+    return np.concatenate([rows, features().of(choices)], axis=1)
 
 
 def explained(model):
@@ -55,15 +74,38 @@ def kernel(rng):
 
 def test_kernel_is_the_written_one(rng, kernel):
     one, other = draw(5, rng), draw(7, rng)
-    found = kernel.of_losses(one_hot(one), one_hot(other))
+    found = kernel.of_losses(rows_of(one), rows_of(other))
     differs = one[:, None] != other[None]  # (n, m, D)
-    expected = (~differs * kernel.main).sum(axis=-1) + kernel.scale * np.exp(
-        -(differs * kernel.rates).sum(-1)
-    )
-    assert found == pytest.approx(expected, rel=1e-12)
-    assert kernel.of_losses(one_hot(one), one_hot(one)).diagonal() == pytest.approx(
-        kernel.main.sum() + kernel.scale
-    )
+    choices = (~differs * kernel.main).sum(axis=-1) + kernel.scale * np.exp(-(differs * kernel.rates).sum(-1))
+    here, there = features().of(one)[:, None], features().of(other)[None]  # (n, 1, F), (1, m, F)
+    linear = kernel.linear * (here * there).mean(axis=-1)
+    smooth = kernel.smooth * np.exp(-0.5 * ((here - there) ** 2).mean(axis=-1))
+    assert found == pytest.approx(choices + linear + smooth, rel=1e-12)
+    without = kernel.of_losses(rows_of(one)[:, :16], rows_of(other)[:, :16])
+    assert without == pytest.approx(choices, rel=1e-12)
+
+
+def test_features_are_standardised_logarithms_of_what_varies(rng):
+    choices = draw(4000, rng)
+    found = features().of(choices)
+    assert found.shape == (4000, len(features())) == (4000, 2)
+    assert found.mean(axis=0) == pytest.approx(np.zeros(2), abs=0.15)
+    assert found.std(axis=0) == pytest.approx(np.ones(2), abs=0.15)
+    params = np.array([0.0, 1.0, 3.0, 9.0])[choices].sum(axis=1)  # a constant of 5 does not matter
+    above = np.log(params / params.std() + 0.3)
+    assert np.corrcoef(found[:, 0], above)[0, 1] > 0.999
+    assert np.array_equal(found, features().of(choices))
+
+
+def test_a_loss_that_follows_a_cost_is_learnt_from_fewer_samples(rng):
+    cost = features().of(ALL)[:, 0]
+    seen = rng.permutation(len(ALL))[:8]
+    errors = []
+    for known in (None, features()):
+        model = GaussianProcess(SIZES, features=known)
+        model.fit(ALL[seen], -cost[seen], np.zeros(8, dtype=np.int64))
+        errors.append((model.predict(ALL) + cost).std())
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_kernel_of_steps_joins_what_was_observed_together(kernel):
@@ -78,7 +120,7 @@ def test_energy_and_its_slope(rng, kernel):
     choices = draw(30, rng)
     times = np.stack([np.repeat(np.arange(5.0), 6), np.repeat(rng.normal(size=5), 6)], axis=1)
     target = true_loss(choices) + rng.normal(size=30)
-    prior, rows = Kernel.prior_mean(4, 4), one_hot(choices)
+    prior, rows = Kernel.prior_mean(4, 4), rows_of(choices)
     _, slope = _energy(kernel, prior, rows, times, target)
     numeric = []
     for i in range(len(slope)):
@@ -93,23 +135,23 @@ def test_fitting_raises_the_posterior(rng):
     choices = draw(40, rng)
     times = np.zeros((40, 2))
     target, prior = true_loss(choices), Kernel.prior_mean(4, 4)
-    fitted = maximise_posterior(prior, prior, one_hot(choices), times, target, again=False)
-    before, after = (_energy(k, prior, one_hot(choices), times, target)[0] for k in (prior, fitted))
+    fitted = maximise_posterior(prior, prior, rows_of(choices), times, target, again=False)
+    before, after = (_energy(k, prior, rows_of(choices), times, target)[0] for k in (prior, fitted))
     assert after < before - 5.0
 
 
 def test_predictions_are_those_of_dense_algebra(rng):
     """With the factor built in one piece and extended by blocks."""
-    model = observed(rng, steps=9)
+    model = observed(rng, steps=9, features=features())
     assert 0 < model._num_based < len(model._batches)  # both parts are there
     known, kernel = model._factored, model._kernel
-    rows, times, scale = known.samples.one_hot, known.samples.times, known.samples.scale
+    rows, times, scale = known.samples.rows, known.samples.times, known.samples.scale
     covariance = kernel.of_losses(rows, rows) + kernel.of_steps(times, times)
     covariance += kernel.noise * np.eye(len(covariance))
-    across = kernel.of_losses(one_hot(ALL), rows)
+    across = kernel.of_losses(rows_of(ALL), rows)
     solved = np.linalg.solve(covariance, np.column_stack([known.samples.target, across.T]))
     mean = scale.mean + scale.spread * across @ solved[:, 0]
-    spread = kernel.of_losses(one_hot(ALL), one_hot(ALL)) - across @ solved[:, 1:]
+    spread = kernel.of_losses(rows_of(ALL), rows_of(ALL)) - across @ solved[:, 1:]
     posterior = model.posterior(ALL)
     assert posterior.mean == pytest.approx(mean, abs=1e-9)
     assert model.predict(ALL) == pytest.approx(mean, abs=1e-9)
@@ -169,8 +211,8 @@ def test_old_samples_are_forgotten(rng):
 
 @pytest.mark.parametrize("steps", [1, 5, 9])
 def test_a_stored_model_continues_bit_by_bit(rng, steps):
-    model = observed(rng, steps=steps)
-    other = GaussianProcess(SIZES)
+    model = observed(rng, steps=steps, features=features())
+    other = GaussianProcess(SIZES, features=features())
     other.load_state_dict(json.loads(json.dumps(model.state_dict())))
     for step in range(steps, steps + 6):
         choices = draw(6, rng)

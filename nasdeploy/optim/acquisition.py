@@ -22,11 +22,12 @@ import numpy as np
 
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.optim import categorical
-from nasdeploy.optim.gaussian_process import KNEE, GaussianProcess, Posterior
+from nasdeploy.optim.features import CostFeatures
+from nasdeploy.optim.gaussian_process import KNEE, MAX_SAMPLES, GaussianProcess, Posterior
 from nasdeploy.optim.objective import Judge, Objective
 from nasdeploy.spaces.base import CandidateMask
 
-SAMPLES_PER_PARAMETER = 2
+SAMPLES_PER_PARAMETER = 1
 """Before there are so many losses for each of the n_θ main effects, a model has nothing to propose by."""
 OUTSIDE = 1e12
 """Added to violations: no f_k is as large."""
@@ -77,7 +78,7 @@ class KnowledgeGradient:
         pool_size: int = 384,
         num_random: int = 128,
     ) -> None:
-        self.model = model or GaussianProcess(num_candidates, knee=knee_of(objectives))
+        self.model = model or loss_model(num_candidates, objectives)
         self._judge = Judge(objectives)
         self._masks = np.stack(
             [
@@ -97,7 +98,7 @@ class KnowledgeGradient:
         self.model.observe(choices, losses, step)
 
     def propose(self, count: int, rng: np.random.Generator) -> IntArray:
-        """Return ``count`` different architectures (count, D), in the order of choice; none before 2 n_θ losses."""
+        """Return ``count`` different architectures (count, D), in the order of choice; none before n_θ losses."""
         if self.model.num_samples < self._num_needed:
             return np.empty((0, self._union.shape[0]), dtype=np.int64)
         pool = self._pool(rng)
@@ -193,6 +194,18 @@ class KnowledgeGradient:
             categorical.within(self._masks, choices), self._judge.judge(choices).violation, np.inf
         )
         return np.where(np.isfinite(values), values, OUTSIDE + violation), values
+
+
+def loss_model(
+    num_candidates: Sequence[int], objectives: Sequence[Objective], *, max_samples: int = MAX_SAMPLES
+) -> GaussianProcess:
+    """Return a model of the loss that knows what architectures cost, as ``objectives`` count it."""
+    return GaussianProcess(
+        num_candidates,
+        features=CostFeatures(num_candidates, objectives),
+        knee=knee_of(objectives),
+        max_samples=max_samples,
+    )
 
 
 def knee_of(objectives: Sequence[Objective]) -> float:

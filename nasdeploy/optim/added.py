@@ -12,9 +12,9 @@ import numpy as np
 
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.optim import categorical
-from nasdeploy.optim.acquisition import KnowledgeGradient, knee_of
+from nasdeploy.optim.acquisition import KnowledgeGradient, loss_model
 from nasdeploy.optim.archive import Archive
-from nasdeploy.optim.gaussian_process import MAX_SAMPLES, GaussianProcess
+from nasdeploy.optim.gaussian_process import MAX_SAMPLES
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.optim.surrogate import RidgeSurrogate
@@ -51,7 +51,7 @@ class Addition:
         size = max(min(NUM_KEPT, MAX_SAMPLES - num_evaluations), 1)
         kept = relevant(archive, num_candidates=num_candidates, objective=objective, mask=mask, size=size)
         choices, losses, steps = archive.choices[kept], archive.losses[kept], archive.steps[kept]
-        self._model = GaussianProcess(num_candidates, knee=knee_of([objective]))
+        self._model = loss_model(num_candidates, [objective])
         self._model.fit(choices, losses, steps)
         theta = self._follow(None, rng)
         self.optimizer = PooledOptimizer(

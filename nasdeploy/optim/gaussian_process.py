@@ -5,11 +5,12 @@ is a sum of main effects and of a product over all decisions, which holds intera
 batch of a step moves all its losses alike, while the shared weights improve from step to step:
 
     k(c, c') = Σ_d v_d [c_d = c'_d]  +  s exp(-Σ_d r_d [c_d ≠ c'_d])          of the loss itself
+             + l φ·φ' / F  +  g exp(-|φ - φ'|² / 2F)                          the same: what the costs φ (F,) tell
              + b [same step]  +  τ t t'                                       of when it was observed
              + σ² [same observation]                                          noise
 
-t is log(1 + step), standardised. Predictions are of the first line alone, so that they can be compared with each
-other. v, r, s, b, τ and σ² maximise their posterior (GPML 5.9) on at most 256 of the samples.
+t is log(1 + step), standardised. Predictions are of the first two lines alone, so that they can be compared with each
+other. v, r, s, l, g, b, τ and σ² maximise their posterior (GPML 5.9) on at most 256 of the samples.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.optim.categorical import flat_index
+from nasdeploy.optim.features import CostFeatures
 from nasdeploy.optim.kernel import Kernel, maximise_posterior
 
 MAX_SAMPLES = 2048
@@ -110,11 +112,11 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Samples:
-    """N samples in the units of the kernel: one_hot (N, D C), times (N, 2), target (N,)."""
+    """N samples in the units of the kernel: rows (N, D C + F), times (N, 2), target (N,)."""
 
     scale: Scale
     clock: tuple[float, float]  # mean and spread of log(1 + step)
-    one_hot: FloatArray
+    rows: FloatArray
     times: FloatArray
     target: FloatArray
 
@@ -131,16 +133,22 @@ class _Factored:
 class GaussianProcess:
     """A :class:`nasdeploy.optim.surrogate.Surrogate` and ``StreamingSurrogate`` that knows how sure it is.
 
+    features: known of any architecture; none by default.
     knee: losses more than so many standard deviations above the median are compressed.
     max_samples: so many of the latest samples are kept; where more are observed one by one, half as many.
     """
 
     def __init__(
-        self, num_candidates: Sequence[int], *, knee: float = KNEE, max_samples: int = MAX_SAMPLES
+        self,
+        num_candidates: Sequence[int],
+        *,
+        features: CostFeatures | None = None,
+        knee: float = KNEE,
+        max_samples: int = MAX_SAMPLES,
     ) -> None:
         self._num_columns, self._num_decisions = max(num_candidates), len(num_candidates)
         self.max_samples = max_samples
-        self._knee = knee
+        self._knee, self._features = knee, features
         self._prior = Kernel.prior_mean(len(num_candidates), self._num_columns)
         self._kernel = self._prior
         self._batches: list[_Batch] = []
@@ -182,7 +190,7 @@ class GaussianProcess:
     def predict(self, choices: IntArray) -> FloatArray:
         """Return L̂ (n,) of ``choices`` (n, D). Raises ValueError before anything was observed."""
         known = self._known()
-        covariance = self._kernel.of_losses(self._one_hot(choices), known.samples.one_hot)  # (n, N)
+        covariance = self._kernel.of_losses(self._rows(choices), known.samples.rows)  # (n, N)
         return known.samples.scale.mean + known.samples.scale.spread * (
             covariance @ known.weights
         )  # GPML 2.25
@@ -190,9 +198,9 @@ class GaussianProcess:
     def posterior(self, choices: IntArray) -> Posterior:
         """Return mean and variance of the losses of ``choices`` (m, D). [GPML 2.25, 2.26]"""
         known = self._known()
-        one_hot, scale = self._one_hot(choices), known.samples.scale
-        whitened = self._kernel.of_losses(one_hot, known.samples.one_hot) @ known.root.T  # (m, N)
-        covariance = self._kernel.of_losses(one_hot, one_hot) - whitened @ whitened.T
+        rows, scale = self._rows(choices), known.samples.scale
+        whitened = self._kernel.of_losses(rows, known.samples.rows) @ known.root.T  # (m, N)
+        covariance = self._kernel.of_losses(rows, rows) - whitened @ whitened.T
         return Posterior(
             mean=scale.mean + scale.spread * (whitened @ (known.root @ known.samples.target)),
             covariance=scale.spread**2 * covariance,
@@ -220,7 +228,7 @@ class GaussianProcess:
         self._kernel = maximise_posterior(
             self._kernel,
             self._prior,
-            samples.one_hot[some],
+            samples.rows[some],
             samples.times[some],
             samples.target[some],
             again=self._fitted_on > 0,
@@ -233,13 +241,11 @@ class GaussianProcess:
         losses = np.concatenate([batch.losses for batch in self._batches])
         steps = np.concatenate([np.full(len(batch.losses), batch.step) for batch in self._batches])
         scale, clock = Scale.of(losses, self._knee), _clock(steps)
-        return _Samples(scale, clock, self._one_hot(self.choices), _times(steps, clock), scale.target(losses))
+        return _Samples(scale, clock, self._rows(self.choices), _times(steps, clock), scale.target(losses))
 
     def _factor(self, samples: _Samples) -> _Factored:
         times = samples.times
-        covariance = self._kernel.of_losses(samples.one_hot, samples.one_hot) + self._kernel.of_steps(
-            times, times
-        )
+        covariance = self._kernel.of_losses(samples.rows, samples.rows) + self._kernel.of_steps(times, times)
         covariance[np.diag_indices(len(covariance))] += self._kernel.noise
         root = np.linalg.inv(np.linalg.cholesky(covariance))
         return _Factored(samples, root, root.T @ (root @ samples.target))
@@ -248,10 +254,10 @@ class GaussianProcess:
         """Append a batch to the factored samples: the factor grows by a block, in N² instead of N³ steps."""
         known = self._known()
         old = known.samples
-        one_hot = self._one_hot(batch.choices)
+        rows = self._rows(batch.choices)
         times = _times(np.full(len(batch.losses), batch.step), old.clock)
-        across = self._kernel.of_losses(one_hot, old.one_hot) + self._kernel.of_steps(times, old.times)
-        inside = self._kernel.of_losses(one_hot, one_hot) + self._kernel.of_steps(times, times)
+        across = self._kernel.of_losses(rows, old.rows) + self._kernel.of_steps(times, old.times)
+        inside = self._kernel.of_losses(rows, rows) + self._kernel.of_steps(times, times)
         inside[np.diag_indices(len(inside))] += self._kernel.noise
         low = across @ known.root.T  # L21 = K21 L11⁻ᵀ
         corner = np.linalg.inv(np.linalg.cholesky(inside - low @ low.T))  # L22⁻¹
@@ -264,16 +270,16 @@ class GaussianProcess:
         samples = _Samples(
             old.scale,
             old.clock,
-            np.concatenate([old.one_hot, one_hot]),
+            np.concatenate([old.rows, rows]),
             np.concatenate([old.times, times]),
             target,
         )
         self._factored = _Factored(samples, root, root.T @ (root @ target))
 
-    def _one_hot(self, choices: IntArray) -> FloatArray:
+    def _rows(self, choices: IntArray) -> FloatArray:
         rows = np.zeros((len(choices), self._num_decisions * self._num_columns))
         np.put_along_axis(rows, flat_index(choices, self._num_columns), 1.0, axis=1)
-        return rows
+        return rows if self._features is None else np.concatenate([rows, self._features.of(choices)], axis=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next prediction depends on, as plain lists and numbers."""

@@ -9,8 +9,7 @@ import torch
 
 from nasdeploy.files import write_json, write_whole
 from nasdeploy.networks import Supernet
-from nasdeploy.optim.acquisition import KnowledgeGradient, knee_of
-from nasdeploy.optim.gaussian_process import GaussianProcess
+from nasdeploy.optim.acquisition import KnowledgeGradient, loss_model
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.pipeline.context import Job
@@ -71,7 +70,7 @@ def make_optimizer(job: Job, costs: Mapping[str, ProfileCosts]) -> PooledOptimiz
             num_candidates=num_candidates,
             objectives=objectives,
             masks=masks,
-            model=GaussianProcess(num_candidates, knee=knee_of(objectives), max_samples=MAX_SAMPLES),
+            model=loss_model(num_candidates, objectives, max_samples=MAX_SAMPLES),
         )
     return PooledOptimizer(
         num_candidates=num_candidates,

@@ -13,7 +13,7 @@ from nasdeploy.costs.joint_caps import JointCaps
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.data import Split
 from nasdeploy.networks import Supernet
-from nasdeploy.optim.acquisition import knee_of
+from nasdeploy.optim.acquisition import loss_model
 from nasdeploy.optim.gaussian_process import GaussianProcess
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
@@ -76,7 +76,7 @@ class FinalistJudge:
 
 def fit_surrogate(optimizer: PooledOptimizer) -> GaussianProcess:
     """Return a model of the losses seen during the search: architecture to loss."""
-    surrogate = GaussianProcess(optimizer.num_candidates, knee=knee_of(optimizer.objectives))
+    surrogate = loss_model(optimizer.num_candidates, optimizer.objectives)
     archive = optimizer.archive
     if len(archive.losses):
         surrogate.fit(archive.choices, archive.losses, archive.steps)

@@ -24,8 +24,10 @@ Arm = Callable[["Observer", np.random.Generator], IntArray]
 
 DEFAULT_ARM = "doubly_robust, guided + selection"
 BATCH = 12
-"""Architectures per step of ours, whatever the problem, the number of budgets and the total."""
-GUIDED_SHARE = 0.5
+"""Architectures per step of a search that ends without selection, whatever the problem, the budgets and the total."""
+GUIDED_BATCH = 4
+"""The same where a model proposes architectures: the fewer at once, the more each is worth."""
+GUIDED_SHARE = 0.75
 """Of the architectures of a step, those that the model proposes where the search is guided, as in the settings."""
 SEARCH_SHARE = 0.5
 """Of the evaluations, the share before the selection begins."""
@@ -141,7 +143,7 @@ def random_start(observer: Observer, rng: np.random.Generator) -> IntArray:
     proposer, step = knowledge_gradient(observer.problem), 0
     observer.reserve = observer.total - max(1, int(SEARCH_SHARE * observer.total))
     while observer.left:
-        choices = random_architectures(observer, min(BATCH, observer.left), rng)
+        choices = random_architectures(observer, min(GUIDED_BATCH, observer.left), rng)
         proposer.tell(choices, observer.evaluate(choices), step)
         step += 1
     return select_guided(observer, proposer, step, rng)
@@ -169,9 +171,10 @@ def pooled(
         guided_share=GUIDED_SHARE if guided else 0.0,
     )
     share = GUIDED_SEARCH_SHARE if guided else SEARCH_SHARE
+    batch = GUIDED_BATCH if selecting else BATCH
     observer.reserve = observer.total - max(1, int(share * observer.total)) if selecting else 0
     while observer.left:
-        choices = optimizer.ask(min(BATCH, observer.left), rng)
+        choices = optimizer.ask(min(batch, observer.left), rng)
         optimizer.tell(choices, observer.evaluate(choices))
     if not selecting:
         return feasible_modes(observer, optimizer, rng)
@@ -210,7 +213,7 @@ def select_guided(
     """
     observer.reserve = 0
     while observer.left:
-        count = min(BATCH, observer.left)
+        count = min(GUIDED_BATCH, observer.left)
         choices = proposer.propose(count, rng)
         if len(choices) == 0:  # too little is known
             choices = random_architectures(observer, count, rng)

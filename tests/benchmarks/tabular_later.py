@@ -24,14 +24,13 @@ from pathlib import Path
 
 import numpy as np
 from statistics_of_pairs import interval
-from tabular_arms import BATCH, GUIDED_SHARE
+from tabular_arms import GUIDED_BATCH, GUIDED_SHARE
 from tabular_problems import Problem, nasbench_201, nasbench_macro
 
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.errors import NasdeployError
-from nasdeploy.optim.acquisition import KnowledgeGradient
+from nasdeploy.optim.acquisition import KnowledgeGradient, loss_model
 from nasdeploy.optim.added import Addition
-from nasdeploy.optim.gaussian_process import GaussianProcess
 from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.optim.selection import shortlist
 
@@ -91,8 +90,8 @@ class Losses:
 
 def evaluate(optimizer: PooledOptimizer, losses: Losses, count: int, rng: np.random.Generator) -> None:
     """Ask for ``count`` evaluations and tell them."""
-    for _ in range(count // BATCH):
-        choices = optimizer.ask(BATCH, rng)
+    for _ in range(count // GUIDED_BATCH):
+        choices = optimizer.ask(GUIDED_BATCH, rng)
         optimizer.tell(choices, losses.of(choices))
 
 
@@ -110,7 +109,7 @@ def search_for(problem: Problem, budgets: Sequence[int]) -> PooledOptimizer:
 
 def judged(problem: Problem, optimizer: PooledOptimizer, budget: int) -> tuple[float, bool]:
     """Return the regret of the answer to ``budget``, and whether it breaks a cap."""
-    model = GaussianProcess(problem.num_candidates)
+    model = loss_model(problem.num_candidates, [problem.objectives[budget]])
     model.fit(optimizer.archive.choices, optimizer.archive.losses, optimizer.archive.steps)
     seen = np.unique(optimizer.archive.choices, axis=0)
     found = shortlist(seen, objective=problem.objectives[budget], surrogate=model, size=1)
@@ -249,7 +248,7 @@ def print_tables(problem: Problem, request: Request, results: Sequence[Result]) 
 
 def counts(text: str) -> int:
     """Return a number of evaluations. Raises ValueError where it is not made of whole steps."""
-    if int(text) < 0 or int(text) % BATCH:
+    if int(text) < 0 or int(text) % GUIDED_BATCH:
         raise ValueError(text)
     return int(text)
 
@@ -265,8 +264,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--devices", nargs="+", default=())
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--totals", type=counts, nargs="+", default=[180, 600], help=f"multiples of {BATCH}")
-    parser.add_argument("--extra", type=counts, nargs="+", default=[0, 60, 120], help=f"multiples of {BATCH}")
+    parser.add_argument(
+        "--totals", type=counts, nargs="+", default=[180, 600], help=f"multiples of {GUIDED_BATCH}"
+    )
+    parser.add_argument(
+        "--extra", type=counts, nargs="+", default=[0, 60, 120], help=f"multiples of {GUIDED_BATCH}"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     if (arguments.problem == "nb201") != (arguments.table is not None and arguments.table.is_file()):
