@@ -179,6 +179,10 @@ class TableStack:
                 start = place[factor.decisions]
                 row[start : start + factor.values.size] += factor.values.ravel()
 
+        self._factors = [  # (M, C_a, C_b, …) each
+            (decisions, self._values[:, start : start + size].reshape(len(tables), *shape))
+            for (decisions, shape), start, size in zip(layout.items(), starts[:-1], sizes, strict=True)
+        ]
         # Every factor gets the same number of axes, A; the added ones have stride 0 over decision 0.
         num_axes = max(map(len, layout), default=0)
         self._starts = starts[:-1, None]  # (F, 1)
@@ -202,6 +206,22 @@ class TableStack:
         for m, cost in self._others:
             costs[m] = cost.of(columns.T)
         return costs
+
+    def expected(self, theta: FloatArray) -> FloatArray:
+        """Return E[cost] (M, K) for independent decisions: probabilities ``theta`` (K, D, C), padded with zeros."""
+        num_profiles, num_tables = len(theta), len(self._values)
+        total = np.repeat(self._constants, num_profiles, axis=1)  # (M, K)
+        for decisions, values in self._factors:
+            left = np.broadcast_to(values, (num_profiles, *values.shape))  # (K, M, C_a, C_b, …)
+            for decision in reversed(decisions):  # each drops the last axis
+                weights = theta[:, decision, : left.shape[-1]]
+                left = (left.reshape(num_profiles, -1, left.shape[-1]) @ weights[:, :, None]).reshape(
+                    left.shape[:-1]
+                )
+            total += left.reshape(num_profiles, num_tables).T
+        for m, cost in self._others:
+            total[m] = [cost.expected(one) for one in theta]
+        return total
 
     def _check(self, columns: IntArray) -> None:
         used = columns[: len(self._limits)]

@@ -5,12 +5,12 @@ samples of all profiles, and what it knows costs no evaluation: the gradient of 
 draws of p_k, and only the residual L - L̂ is weighted. The sum is unbiased for any L̂ that was learnt from earlier
 steps; its variance is that of the residual::
 
-    f̃_k(c) = L(c) - L̄ + Σ_m coefficient_km R_m(c) / reference_km     feasible; else worst_k + violation
+    f̃_k(c) = L(c) - L̄ + Σ_m coefficient_km R_m(c) / reference_km + ε_k violation_k(c)
     m_k(c) = t_k (L̂(c) - L̂-bar) + b_k                                the model of L - L̄, from earlier steps
-    f̂_k(c) = m_k(c) + Σ_m …                                          feasible; else worst_k + violation
-    ∇_k    = E_{p_k}[f̂_k (T - θ_k)] + E_q[w_k (L - L̄ - m_k) (T - θ_k), feasible]        G_k = -∇_k
+    f̂_k(c) = m_k(c) + Σ_m … + ε_k violation_k(c)
+    ∇_k    = E_{p_k}[f̂_k (T - θ_k)] + E_q[w_k (L - L̄ - m_k) (T - θ_k)]        G_k = -∇_k
 
-with L̄ and L̂-bar means over the step's draws. Where a cap is broken f̃ and f̂ agree: the residual is 0 there.
+with L̄ and L̂-bar means over the step's draws. What no profile can afford is not evaluated: its loss counts as m_k.
 
 t_k in [0, 1] keeps a useless L̂ from doing harm. It is the slope of L on L̂ over earlier fresh samples, weighted for k,
 which makes the variance of L - t L̂ least. R² does the same for a useless L̂, but also shrinks a right one when the
@@ -19,7 +19,6 @@ losses are noisy, which no model can explain: with noise of the size of the diff
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -39,8 +38,6 @@ SMOOTHING = 0.9
 """What t, R² and b keep of their memory from one step to the next."""
 NUM_SHARED = 10.0
 """t counts all samples, proposals too, like so many of one's own: a profile may draw less than one a step."""
-NUM_REMEMBERED = 24
-"""Of so many feasible samples that a profile drew itself the worst one counts: an outlier should not for ever."""
 ROUNDING = 1e-12
 """Differences below this share of the values themselves are none."""
 
@@ -84,7 +81,6 @@ class DoublyRobust:
         self._products = np.zeros((3, num_profiles))  # forgotten sums of w L², w L L̂ and w L̂², both centred
         self._shared = np.zeros(4)  # forgotten sums over all samples, unweighted: L², L L̂, L̂², and how many
         self._residuals = np.zeros((2, num_profiles))  # forgotten sums of w (residual) and of w
-        self._own_values: list[deque[float]] = [deque(maxlen=NUM_REMEMBERED) for _ in range(num_profiles)]
 
     @property
     def waiting(self) -> BoolArray:
@@ -119,11 +115,11 @@ class DoublyRobust:
         baseline: FloatArray = weighted / np.where(total > 0.0, total, 1.0)
         return baseline
 
-    def estimate(self, told: Evaluated, theta: FloatArray, *, step: int) -> Estimate:
-        """Take what was told in ``step`` and return the gradients at ``theta`` (K, D, C)."""
+    def estimate(self, told: Evaluated, theta: FloatArray, *, prices: FloatArray, step: int) -> Estimate:
+        """Take what was told in ``step`` and return the gradients at ``theta`` (K, D, C); prices: (K,)."""
         draw, trust = told.draw, self.trust
         weights = importance_weights(log_probability(theta, draw.choices), draw.log_q)  # (K, n)
-        usable = np.where(told.violation == 0.0, weights, 0.0)  # (K, n)
+        usable = np.where((told.violation == 0.0).any(axis=0), weights, 0.0)  # (K, n)
         predicted = self._predict(draw.choices)  # (n,)
         level = float(predicted[draw.drawn].mean()) if draw.drawn.any() else 0.0  # L̂-bar
 
@@ -131,11 +127,10 @@ class DoublyRobust:
         num_drawn = int(draw.drawn.sum())
         alone = num_drawn / (num_drawn - 1) if num_drawn > 1 else 0.0
         unexplained = alone * (told.centred - trust[:, None] * (predicted - level))  # (K, n)
-        self._remember_values(told, usable)
 
         residuals = np.where(usable > 0.0, unexplained - self.baseline[:, None], 0.0)  # (K, n)
         free = self._sample(theta, self._num_free_draws, np.random.default_rng(draw.seed))  # (K, F, D)
-        values = self._free_values(free, trust, level)  # (K, F)
+        values = self._free_values(free, trust, level, prices)  # (K, F)
         gradient = model_gradient(values, free, theta)
         num_affordable = int((usable > 0.0).any(axis=0).sum())
         if num_drawn > 1 and num_affordable > 0:
@@ -158,7 +153,9 @@ class DoublyRobust:
         """Return L̂ (n,) of ``choices`` (n, D), 0 before it has seen anything."""
         return self._surrogate.predict(choices) if self._learnt else np.zeros(len(choices))
 
-    def _free_values(self, choices: IntArray, trust: FloatArray, level: float) -> FloatArray:
+    def _free_values(
+        self, choices: IntArray, trust: FloatArray, level: float, prices: FloatArray
+    ) -> FloatArray:
         """Return f̂_k (K, F) of ``choices`` (K, F, D)."""
         num_profiles, num_draws, num_decisions = choices.shape
         flat = choices.reshape(-1, num_decisions)
@@ -168,20 +165,7 @@ class DoublyRobust:
         own = np.arange(num_profiles)
         penalty = judged.penalty.reshape(num_profiles, num_profiles, -1)[own, own]  # (K, F)
         violation = judged.violation.reshape(num_profiles, num_profiles, -1)[own, own]
-        feasible = violation == 0.0
-        values = model + penalty
-        worst = np.array([max(own, default=-np.inf) for own in self._own_values])  # (K,)
-        # before the first feasible sample: what the model knows of feasible ones
-        known = np.where(feasible, values, -np.inf).max(axis=1)
-        worst = np.where(np.isfinite(worst), worst, np.where(np.isfinite(known), known, 0.0))
-        return np.where(feasible, values, worst[:, None] + violation)
-
-    def _remember_values(self, told: Evaluated, usable: FloatArray) -> None:
-        """Take note of the feasible values of each profile among the samples it drew itself."""
-        values = told.centred + told.penalty  # (K, n)
-        own = np.equal(told.draw.owners, np.arange(len(usable))[:, None]) & (usable > 0.0)
-        for k, remembered in enumerate(self._own_values):
-            remembered.extend(values[k, own[k]].tolist())
+        return model + penalty + prices[:, None] * violation
 
     def _learn(
         self, told: Evaluated, weights: FloatArray, predicted: FloatArray, unexplained: FloatArray
@@ -203,7 +187,6 @@ class DoublyRobust:
             "products": self._products.tolist(),
             "shared": self._shared.tolist(),
             "residuals": self._residuals.tolist(),
-            "own_values": [list(values) for values in self._own_values],
             "surrogate": self._surrogate.state_dict(),
         }
 
@@ -213,7 +196,6 @@ class DoublyRobust:
         self._products = np.array(state["products"], dtype=np.float64)
         self._shared = np.array(state["shared"], dtype=np.float64)
         self._residuals = np.array(state["residuals"], dtype=np.float64)
-        self._own_values = [deque(map(float, row), maxlen=NUM_REMEMBERED) for row in state["own_values"]]
         self._surrogate.load_state_dict(state["surrogate"])
 
 

@@ -16,7 +16,7 @@ from nasdeploy.optim.asng import natural_gradient
 from nasdeploy.optim.categorical import BoolArray, log_probability
 from nasdeploy.optim.draws import Draw, draw_of
 from nasdeploy.optim.importance import MIN_ESS, effective_sample_size, importance_weights
-from nasdeploy.optim.objective import Judge, rank
+from nasdeploy.optim.objective import Judge
 from nasdeploy.optim.utility import rank_utility, truncation_share
 
 MAX_POOLED_STEPS = 12
@@ -82,8 +82,11 @@ class GradientEstimator(Protocol):
         """(K,): how often so far one that had waited went on."""
         ...
 
-    def estimate(self, told: Evaluated, theta: FloatArray, *, step: int) -> Estimate:
-        """Take what was told in ``step`` and return the gradients at ``theta`` (K, D, C), which it was drawn from."""
+    def estimate(self, told: Evaluated, theta: FloatArray, *, prices: FloatArray, step: int) -> Estimate:
+        """Take what was told in ``step`` and return the gradients at ``theta`` (K, D, C), which it was drawn from.
+
+        prices: ε (K,), of a violation.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,8 +128,8 @@ class RankEstimator:
         """(K,): how often so far one that had waited went on."""
         return self._openings
 
-    def estimate(self, told: Evaluated, theta: FloatArray, *, step: int) -> Estimate:
-        """Take what was told in ``step`` and return the gradients at ``theta`` (K, D, C)."""
+    def estimate(self, told: Evaluated, theta: FloatArray, *, prices: FloatArray, step: int) -> Estimate:
+        """Take what was told in ``step`` and return the gradients at ``theta`` (K, D, C); prices: (K,)."""
         self._recent.append(told)
         pool = list(self._recent)
         choices = np.concatenate([one.draw.choices for one in pool])  # (N, D)
@@ -139,11 +142,9 @@ class RankEstimator:
         ess = effective_sample_size(weights)  # (K,)
         ready = ess >= MIN_ESS
 
-        ranks = rank(
-            np.concatenate([one.centred + one.penalty for one in pool], axis=1),
-            np.concatenate([one.violation for one in pool], axis=1),
-        )
-        utilities = rank_utility(ranks, weights, truncation_share(ess))  # (K, N), the weights inside
+        values = [one.centred + one.penalty + prices[:, None] * one.violation for one in pool]
+        keys = np.concatenate(values, axis=1)
+        utilities = rank_utility(keys, weights, truncation_share(ess))  # (K, N), the weights inside
         self._openings = self._openings + (ready & self.waiting)
         self._held = np.where(ready, 0, np.minimum(self._held + 1, MAX_POOLED_STEPS - 1))
         while len(self._recent) > self._held.max():

@@ -104,6 +104,12 @@ class Judge:
             self._caps[k, m] = min(self._caps[k, m, 0], objective.caps.get(metric, np.inf))
         self.has_caps = bool(np.isfinite(self._caps).any())
 
+    def expected_excess(self, theta: FloatArray) -> FloatArray:
+        """Return max_m (E[R_m]/B_m - 1) (K,) under independent decisions ``theta`` (K, D, C); -1 without a cap."""
+        use = self._stack.expected(theta).T[:, :, None] / self._caps  # E[R_m]/B_m (K, M, 1)
+        excess: FloatArray = use.max(axis=(1, 2), initial=0.0) - 1.0
+        return excess
+
     def judge(self, choices: IntArray) -> Judgement:
         """Return penalty and violation (K, n) of ``choices`` (n, D)."""
         costs = self._stack.of(choices)  # (M, n)

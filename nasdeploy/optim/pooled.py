@@ -21,6 +21,7 @@ from nasdeploy.optim.doubly_robust import DoublyRobust
 from nasdeploy.optim.draws import Draw, Mixture, draw_of
 from nasdeploy.optim.estimators import Estimate, Evaluated, GradientEstimator, RankEstimator, evaluated
 from nasdeploy.optim.objective import Judge, Objective
+from nasdeploy.optim.prices import CapPrices
 from nasdeploy.optim.surrogate import RidgeSurrogate, StreamingSurrogate
 from nasdeploy.spaces.base import CandidateMask
 
@@ -115,6 +116,7 @@ class PooledOptimizer:
         self._mixture = Mixture(
             alpha=self.alpha, mask=self.mask, judge=judge, own_only=self._estimator.own_draws_only
         )
+        self._prices = CapPrices(num_profiles)
         self._proposer, self._guided_share = proposer, guided_share
         self.archive = Archive(len(self.num_candidates), archive_size)
         self.diagnostics: Diagnostics | None = None
@@ -190,9 +192,14 @@ class PooledOptimizer:
         self._asked = None
         self.archive.add(self.num_steps, draw.choices, losses)
         self.latest = told = evaluated(draw, losses, self._judge)
-        estimate = self._estimator.estimate(told, self._asng.theta, step=self.num_steps)
+        self._prices.begin(losses)
+        estimate = self._estimator.estimate(
+            told, self._asng.theta, prices=self._prices.values, step=self.num_steps
+        )
         gradient = estimate.gradient / estimate.unit[:, None, None]
         stepped = self._asng.step(gradient, ready=estimate.ready)
+        if self._judge.has_caps:
+            self._prices.follow(self._judge.expected_excess(self.sharp_theta))
         if self._proposer is not None:
             self._proposer.tell(draw.choices, losses, self.num_steps)
         self.num_steps += 1
@@ -243,6 +250,7 @@ class PooledOptimizer:
             "estimator": self.estimator,
             "num_steps": self.num_steps,
             "distributions": self._asng.state_dict(),
+            "prices": self._prices.state_dict(),
             **self._estimator.state_dict(),
             "proposer": self._proposer.state_dict() if self._proposer is not None else None,
             "asked": self._asked.state_dict() if self._asked is not None else None,
@@ -256,6 +264,8 @@ class PooledOptimizer:
         if stored != self.estimator:
             raise ValueError(f"state is of estimator {stored!r}; expected {self.estimator!r}")
         self._asng.load_state_dict(state["distributions"])
+        if "prices" in state:  # not in version 0.1
+            self._prices.load_state_dict(state["prices"])
         self._estimator.load_state_dict(state)
         self.num_steps = int(state["num_steps"])
         if self._proposer is not None and state.get("proposer") is not None:

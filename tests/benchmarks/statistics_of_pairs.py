@@ -16,6 +16,7 @@ T_975 = (
 def interval(values: Sequence[float]) -> str:
     """Return "mean [low, high]" of ``values``, at least two of them, by Student's t."""
     mean = statistics.fmean(values)
-    t = T_975[len(values) - 2] if len(values) < len(T_975) + 2 else 1.96
+    free = len(values) - 1
+    t = T_975[free - 1] if free <= len(T_975) else 1.960 + 2.372 / free  # the next term of its expansion
     half = t * statistics.stdev(values) / len(values) ** 0.5
     return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
