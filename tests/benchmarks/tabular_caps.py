@@ -32,48 +32,40 @@ from nasdeploy.optim.objective import Judge, Judgement
 from nasdeploy.optim.pooled import Estimator, PooledOptimizer
 from nasdeploy.optim.prices import CapPrices
 
-RANKED = "ranked"
+EXCESS, ALL, RANKED = "excess", "all", "ranked"
+WAYS: tuple[tuple[Estimator, str], ...] = (
+    ("importance", EXCESS),
+    ("importance", ALL),
+    ("importance", RANKED),
+    ("doubly_robust", EXCESS),
+    ("doubly_robust", ALL),  # its values are no ranks: a large ε would hide the losses of all
+)
+LARGE = 1e9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """How caps are kept: ranked where eta is None."""
+class WholePrices(Judge):
+    """Counts R/B of the one cap of a profile as its violation, so that all of the cost has a price."""
 
-    estimator: Estimator
-    eta: float | None = None
-    start: float = 1.0
-
-    def __str__(self) -> str:
-        how = RANKED if self.eta is None else f"priced, η {self.eta}, ε {self.start} at first"
-        return f"{self.estimator}, {how}"
-
-
-class PricedJudge(Judge):
-    """One cap a profile as a price ε (K,) of R/B, which follows the distribution; nothing counts as infeasible."""
-
-    def __init__(self, problem: Problem, *, eta: float, start: float) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__(problem.objectives)
-        self._metrics = [next(iter(objective.caps)) for objective in problem.objectives]
-        self._limits = np.array(
-            [next(iter(objective.caps.values())) for objective in problem.objectives]
-        )  # B (K,)
-        self._tables = [o.tables[metric] for o, metric in zip(problem.objectives, self._metrics, strict=True)]
-        self._eta = eta
-        self.log_prices: FloatArray = np.full(len(self._limits), np.log(start))
+        caps = [next(iter(objective.caps.items())) for objective in problem.objectives]
+        self._tables = [o.tables[metric] for o, (metric, _) in zip(problem.objectives, caps, strict=True)]
+        self._limits = np.array([limit for _, limit in caps])  # B (K,)
 
     def judge(self, choices: IntArray) -> Judgement:
-        """Return ε R/B and no violation (K, n) of ``choices`` (n, D)."""
+        """Return penalty and R/B (K, n) of ``choices`` (n, D)."""
         shared = {id(table): table.of(choices) for table in self._tables}
-        costs = np.stack([shared[id(table)] for table in self._tables])  # (K, n)
-        penalty = np.exp(self.log_prices)[:, None] * costs / self._limits[:, None]
-        return Judgement(penalty=penalty, violation=np.zeros_like(penalty))
+        use = np.stack([shared[id(table)] for table in self._tables]) / self._limits[:, None]
+        return Judgement(penalty=np.zeros_like(use), violation=use)
 
-    def follow(self, optimizer: PooledOptimizer) -> None:
-        """Raise the prices of profiles whose distribution costs too much, lower the others."""
-        expected = [optimizer.expected_cost(k, metric) for k, metric in enumerate(self._metrics)]
-        self.log_prices = self.log_prices + self._eta * np.clip(
-            np.array(expected) / self._limits - 1.0, -1.0, 1.0
-        )
+
+class LargePrices(CapPrices):
+    """A violation is worse than any loss."""
+
+    @property
+    def values(self) -> FloatArray:
+        """ε (K,)."""
+        return np.full(len(self._logs), LARGE)
 
 
 def searched(
@@ -130,7 +122,7 @@ def main() -> None:
         found = dict(zip(jobs, workers.map(run, jobs, chunksize=4), strict=True))
     for total, (place, answer) in product(arguments.totals, enumerate(("mode", "best evaluated"))):
         print(
-            f"\n{arguments.loss}, {total} evaluations, {len(seeds)} seeds, {answer}: regret, minus ranked [95 %]"
+            f"\n{arguments.loss}, {total} evaluations, {len(seeds)} seeds, {answer}: regret, minus {EXCESS} [95 %]"
         )
         for estimator, way in WAYS:
             own = [found[(estimator, way), total, seed][place] for seed in seeds]
