@@ -13,7 +13,7 @@ from nasdeploy.costs.table import CostTable, Factor, TableStack
 from nasdeploy.optim import categorical
 from nasdeploy.optim.objective import Judge, Objective
 from nasdeploy.optim.pooled import PooledOptimizer
-from nasdeploy.optim.prices import ETA, FIRST_PRICE, RANGE, CapPrices
+from nasdeploy.optim.prices import ETA, FIRST_PRICE, LEAST, MOST, CapPrices
 
 SIZES = (2, 3, 2)
 ALL = np.array(list(product(*map(range, SIZES))))
@@ -64,23 +64,19 @@ def test_a_price_grows_while_the_cap_is_exceeded_and_falls_below_it():
     assert np.log(prices.values / start) == pytest.approx(ETA * np.array([0.5, -0.2, 1.0, -1.0]))
     for _ in range(1000):
         prices.follow(np.array([2.0, -1.0, 0.0, 0.0]))
-    assert np.log(prices.values[:2] / start) == pytest.approx([RANGE, -RANGE])
+    assert np.log(prices.values[:2] / start) == pytest.approx([MOST, LEAST])
 
 
-@pytest.mark.parametrize(
-    ("losses", "unit"), [([5.0, 5.0, 5.0, 9.0], 3.0**0.5), ([5.0] * 3, 1.0), ([2.0], 1.0)]
-)
-def test_losses_without_spread_have_a_unit_all_the_same(losses, unit):
+def test_the_unit_is_that_of_the_first_losses_that_differ():
     prices = CapPrices(1)
-    prices.begin(np.array(losses))
-    assert prices.values == pytest.approx([FIRST_PRICE * unit])
-    prices.begin(np.array([0.0, 1000.0]))  # only the first losses count
-    assert prices.values == pytest.approx([FIRST_PRICE * unit])
-
-
-def test_before_any_loss_there_is_no_price():
-    with pytest.raises(ValueError, match="expected begin first"):
-        _ = CapPrices(2).values
+    assert prices.values == pytest.approx([FIRST_PRICE])
+    for losses in ([5.0] * 3, [2.0]):
+        prices.begin(np.array(losses))
+        assert prices.values == pytest.approx([FIRST_PRICE])
+    prices.begin(np.array([5.0, 5.0, 5.0, 9.0]))  # most are equal: their standard deviation
+    assert prices.values == pytest.approx([FIRST_PRICE * 3.0**0.5])
+    prices.begin(np.array([0.0, 1000.0]))
+    assert prices.values == pytest.approx([FIRST_PRICE * 3.0**0.5])
 
 
 # ── in the search ────────────────────────────────────────────────────────────────────────────────

@@ -24,14 +24,16 @@ MAX_POOLED_STEPS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluated:
-    """A draw with its losses: ``losses`` (n,) as told, ``centred`` minus the mean of those drawn from q.
+    """A draw with its losses: ``losses`` (n,) as told, ``centred`` minus the mean of those that are ``compared`` (n,).
 
-    penalty, violation: (K, n). Proposals have no part in the mean, so that the level does not depend on them.
+    These are what was drawn from q or, where that is one sample alone, the proposals: they were chosen before it was
+    drawn, so their mean is a constant to it. penalty, violation: (K, n).
     """
 
     draw: Draw
     losses: FloatArray
     centred: FloatArray
+    compared: BoolArray
     penalty: FloatArray
     violation: FloatArray
 
@@ -39,11 +41,14 @@ class Evaluated:
 def evaluated(draw: Draw, losses: FloatArray, judge: Judge) -> Evaluated:
     """Return ``draw`` with its losses (n,), judged for every profile."""
     judged = judge.judge(draw.choices)
-    compared = losses[draw.drawn] if draw.drawn.any() else losses
+    compared = draw.drawn if draw.drawn.sum() > 1 else ~draw.drawn
+    if not compared.any():  # one sample, and nothing else
+        compared = draw.drawn
     return Evaluated(
         draw=draw,
         losses=losses,
-        centred=losses - compared.mean(),
+        centred=losses - losses[compared].mean(),
+        compared=compared,
         penalty=judged.penalty,
         violation=judged.violation,
     )

@@ -152,7 +152,10 @@ class PooledOptimizer:
         """
         if n < 1:
             raise ValueError(f"ask: n = {n}; expected at least 1 architecture")
-        proposals = self._proposals(round(n * self._guided_share), rng)
+        num_guided = round(n * self._guided_share)
+        if self._estimator.draws_freely:  # its model is to be corrected by a sample at least
+            num_guided = min(num_guided, n - 1)
+        proposals = self._proposals(num_guided, rng)
         draw = self._mixture.draw(self._asng.theta, n - len(proposals), rng)
         if self._estimator.draws_freely:
             draw = replace(draw, seed=int(rng.integers(2**63)))

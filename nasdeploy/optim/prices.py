@@ -6,8 +6,11 @@ expected cost is above the cap, cheaper below::
     log ε_k ← log ε_k + η clip(max_m E_{p_k}[R_m] / B_m - 1, -1, 1)
 
 with θ_k without its margin. What the cap allows has no price at all, unlike with ε R/B, so that the best feasible
-architecture stays the best one. Ranking all that breaks a cap behind all that does not is the limit of a large ε. It
-learns less: as long as few samples are feasible, it tells the distribution of violations alone.
+architecture stays the best one. It acts on what is evaluated: what no profile can afford is drawn again instead, so a
+profile alone, or with its own samples only, hardly ever sees a violation, and its price says nothing.
+
+Ranking all that breaks a cap behind all that does not is the limit of a large ε. It learns less: as long as few samples
+are feasible, it tells the distribution of violations alone.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ FIRST_PRICE = 0.25
 """Of a violation of 100 %, in robust standard deviations of the first losses."""
 ETA = 0.1
 """By how much log ε moves at most in a step."""
-RANGE = 20.0
-"""log ε stays within so much of its start: an impossible cap must not grow it without end."""
+LEAST, MOST = -2.0, 20.0
+"""log ε stays within so much of its start: a price that fell while a cap was slack has to be back in time when it is
+not, and an impossible cap must not raise it without end."""
 
 
 class CapPrices:
@@ -34,23 +38,21 @@ class CapPrices:
         self._logs = np.zeros(num_profiles)  # log ε_k minus the logarithm of the start
 
     def begin(self, losses: FloatArray) -> None:
-        """Take the unit of ``losses`` (n,), the first that are told; later calls change nothing."""
-        if self._start is None:
-            spread = 1.4826 * float(np.median(np.abs(losses - np.median(losses)))) or float(losses.std())
-            self._start = FIRST_PRICE * (spread if spread > 0.0 else 1.0)
+        """Take the unit of ``losses`` (n,), the first that are told and differ; later calls change nothing."""
+        spread = 1.4826 * float(np.median(np.abs(losses - np.median(losses)))) or float(losses.std())
+        if self._start is None and spread > 0.0:
+            self._start = FIRST_PRICE * spread
 
     @property
     def values(self) -> FloatArray:
-        """ε (K,). Raises ValueError before ``begin``."""
-        if self._start is None:
-            raise ValueError("prices: no losses yet; expected begin first")
-        prices: FloatArray = self._start * np.exp(self._logs)
+        """ε (K,); in units of 1 before any losses differed."""
+        prices: FloatArray = (FIRST_PRICE if self._start is None else self._start) * np.exp(self._logs)
         return prices
 
     def follow(self, excess: FloatArray) -> None:
         """Take max_m (E[R_m]/B_m - 1) of every distribution (K,)."""
         moved = self._logs + ETA * np.clip(excess, -1.0, 1.0)
-        self._logs = np.clip(moved, -RANGE, RANGE)
+        self._logs = np.clip(moved, LEAST, MOST)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to continue bit by bit, as plain lists and numbers."""
