@@ -104,7 +104,7 @@ class CostTable:
 
     def expected(self, theta: FloatArray) -> float:
         """Return E[cost] for independent decisions with probabilities ``theta`` (D, C), padded with zeros."""
-        return self.constant + sum(_expectation(factor, theta) for factor in self.factors)
+        return float(self._stack.expected(theta[None])[0, 0])
 
     def minimum(self, mask: CandidateMask) -> float:
         """Return the least cost of any allowed architecture, exactly, by eliminating one decision at a time.
@@ -248,13 +248,6 @@ def tabulate(
             values[choice] = 0.0 if layer is None else prices[layer]
         factors.append(Factor(slot.decisions, values))
     return CostTable(tuple(factors), constant)
-
-
-def _expectation(factor: Factor, theta: FloatArray) -> float:
-    values = factor.values
-    for decision in reversed(factor.decisions):
-        values = values @ theta[decision, : values.shape[-1]]  # drops the last axis
-    return float(values)
 
 
 def allowed_entries(tables: Sequence[CostTable], mask: CandidateMask) -> list[Entry]:

@@ -10,8 +10,10 @@ steps; its variance is that of the residual::
     f̂_k(c) = m_k(c) + Σ_m … + ε_k violation_k(c)
     ∇_k    = E_{p_k}[f̂_k (T - θ_k)] + E_q[w_k (L - L̄ - m_k) (T - θ_k)]        G_k = -∇_k
 
-with L̄ and L̂-bar means over the step's draws, or over its proposals beside a single draw. What no profile can afford
-is not evaluated: its loss counts as m_k.
+with L̄ and L̂-bar means over the step's draws. What no profile can afford is not evaluated: its loss counts as m_k.
+
+A single draw corrects nothing, and the distributions follow the model alone: its residual is all noise. Compared with
+the proposals of its step, which is unbiased too, it made the search of tests/benchmarks/tabular.py worse.
 
 t_k in [0, 1] keeps a useless L̂ from doing harm. It is the slope of L on L̂ over earlier fresh samples, weighted for k,
 which makes the variance of L - t L̂ least. R² does the same for a useless L̂, but also shrinks a right one when the
@@ -124,9 +126,11 @@ class DoublyRobust:
         affordable = ((told.violation == 0.0) & (weights > 0.0)).any(axis=0)  # (n,)
         usable = np.where(affordable, weights, 0.0)  # (K, n)
         predicted = self._predict(draw.choices)  # (n,)
-        level = float(predicted[told.compared].mean())  # L̂-bar
+        level = float(predicted[draw.drawn].mean()) if draw.drawn.any() else 0.0  # L̂-bar
 
-        alone = _alone(told)
+        # without the sample itself in the means that it is compared with: n / (n - 1)
+        num_drawn = int(draw.drawn.sum())
+        alone = num_drawn / (num_drawn - 1) if num_drawn > 1 else 0.0
         unexplained = alone * (told.centred - trust[:, None] * (predicted - level))  # (K, n)
 
         residuals = np.where(usable > 0.0, unexplained - self.baseline[:, None], 0.0)  # (K, n)
@@ -134,7 +138,7 @@ class DoublyRobust:
         values = self._free_values(free, trust, level, prices)  # (K, F)
         gradient = model_gradient(values, free, theta)
         num_affordable = int((usable > 0.0).any(axis=0).sum())
-        if alone > 0.0 and num_affordable > 0:
+        if num_drawn > 1 and num_affordable > 0:
             share = draw.accepted / num_affordable  # E_q = q(A) E over the accepted
             gradient = gradient + residual_gradient(share * usable, residuals, draw.choices, theta)
         estimate = Estimate(
@@ -172,7 +176,7 @@ class DoublyRobust:
         self, told: Evaluated, weights: FloatArray, predicted: FloatArray, unexplained: FloatArray
     ) -> None:
         """Update t, R² and b, for later steps only."""
-        if _alone(told) > 0.0:
+        if told.draw.drawn.sum() > 1:
             seen = np.stack([(weights * unexplained).sum(axis=1), weights.sum(axis=1)])
             self._residuals = SMOOTHING * self._residuals + seen
         if self._learnt:
@@ -198,17 +202,6 @@ class DoublyRobust:
         self._shared = np.array(state["shared"], dtype=np.float64)
         self._residuals = np.array(state["residuals"], dtype=np.float64)
         self._surrogate.load_state_dict(state["surrogate"])
-
-
-def _alone(told: Evaluated) -> float:
-    """Return by what to multiply centred losses of drawn samples: 0 where there is nothing to compare them with.
-
-    A sample that is part of the mean of n which it is compared with has n / (n - 1) of the difference without itself.
-    """
-    count = int((told.compared & told.draw.drawn).sum())
-    if count == 0:
-        return 1.0 if told.draw.drawn.any() else 0.0
-    return count / (count - 1) if count > 1 else 0.0
 
 
 def _unit(told: Evaluated, values: FloatArray, residuals: FloatArray) -> FloatArray:

@@ -24,16 +24,14 @@ MAX_POOLED_STEPS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluated:
-    """A draw with its losses: ``losses`` (n,) as told, ``centred`` minus the mean of those that are ``compared`` (n,).
+    """A draw with its losses: ``losses`` (n,) as told, ``centred`` minus the mean of those drawn from q.
 
-    These are what was drawn from q or, where that is one sample alone, the proposals: they were chosen before it was
-    drawn, so their mean is a constant to it. penalty, violation: (K, n).
+    penalty, violation: (K, n). Proposals have no part in the mean, so that the level does not depend on them.
     """
 
     draw: Draw
     losses: FloatArray
     centred: FloatArray
-    compared: BoolArray
     penalty: FloatArray
     violation: FloatArray
 
@@ -41,14 +39,11 @@ class Evaluated:
 def evaluated(draw: Draw, losses: FloatArray, judge: Judge) -> Evaluated:
     """Return ``draw`` with its losses (n,), judged for every profile."""
     judged = judge.judge(draw.choices)
-    compared = draw.drawn if draw.drawn.sum() > 1 else ~draw.drawn
-    if not compared.any():  # one sample, and nothing else
-        compared = draw.drawn
+    compared = losses[draw.drawn] if draw.drawn.any() else losses
     return Evaluated(
         draw=draw,
         losses=losses,
-        centred=losses - losses[compared].mean(),
-        compared=compared,
+        centred=losses - compared.mean(),
         penalty=judged.penalty,
         violation=judged.violation,
     )

@@ -153,7 +153,7 @@ class PooledOptimizer:
         if n < 1:
             raise ValueError(f"ask: n = {n}; expected at least 1 architecture")
         num_guided = round(n * self._guided_share)
-        if self._estimator.draws_freely:  # its model is to be corrected by a sample at least
+        if self._estimator.draws_freely:  # its model is to see more than its own proposals
             num_guided = min(num_guided, n - 1)
         proposals = self._proposals(num_guided, rng)
         draw = self._mixture.draw(self._asng.theta, n - len(proposals), rng)

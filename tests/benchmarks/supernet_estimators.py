@@ -1,11 +1,12 @@
 """The estimators on a real supernet: what is shipped after searches that took equal time.
 
-    python tests/benchmarks/supernet_estimators.py --results builds.jsonl [--seeds 5] [--steps 900]
+    python tests/benchmarks/supernet_estimators.py --folder builds/ [--seeds 5] [--steps 900]
 
 A search of one more seed with each estimator, of --steps, tells how long a step of each takes; then every estimator
 gets as many steps as fit into the time of "importance". Whole builds of the default profiles follow, with one latency
-table: every network is retrained, exported and certified. Differences are paired by seed. One line of JSON per search
-goes to --results; a second call continues there. Run it alone: a rival process makes training several times slower.
+table: every network is retrained, exported and certified. Differences are paired by seed. The folder keeps one line of
+JSON per search and the latency table; a second call continues there. Run it alone: a rival process makes training
+several times slower.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from nasdeploy.settings import BuildSettings, SearchSettings
 ESTIMATORS = ("importance", "doubly_robust", "independent")
 REFERENCE = ESTIMATORS[0]
 CALIBRATION, BUILD = "calibration", "build"
+CALIBRATION_SEED = 1000
 FIGURES = ("accuracy", "loss", "shared_loss")
 """Top-1 on the test images; loss on the validation images after retraining, and before it with shared weights."""
 
@@ -53,56 +55,43 @@ def figures_of(folder: Path) -> dict[str, dict[str, float]]:
 class Series:
     """All results so far, and how to get one more."""
 
-    def __init__(self, results: Path, *, data: str, root: Path) -> None:
-        self._results, self._root = results, root
-        lines = results.read_text().splitlines() if results.exists() else []
-        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    def __init__(self, folder: Path, *, data: str, scratch: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._results, self._tables, self._scratch = folder / "results.jsonl", folder / "tables", scratch
+        lines = self._results.read_text().splitlines() if self._results.exists() else []
+        self._lines: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self._base = BuildSettings(data=data)
-
-    def find(self, kind: str, estimator: str, seed: int) -> dict[str, Any] | None:
-        """Return a result, None where it is not there yet."""
-        wanted = (kind, estimator, seed)
-        return next(
-            (one for one in self.lines if (one["kind"], one["estimator"], one["seed"]) == wanted), None
-        )
 
     def get(self, kind: str, estimator: str, seed: int, *, steps: int) -> dict[str, Any]:
         """Return a result; it is searched for, or built, where it is not there yet."""
-        known = self.find(kind, estimator, seed)
-        if known is not None:
-            return known
-        folder = self._root / f"{kind}-{estimator}-{seed}"
+        key = {"kind": kind, "estimator": estimator, "seed": seed, "data": self._base.data, "steps": steps}
+        for line in self._lines:
+            if key.items() <= line.items():
+                return line
+        folder = self._scratch / f"{kind}-{estimator}-{seed}"
         settings = self._base.model_copy(
             update={
                 "seed": seed,
-                "latency_from": str(self._tables()),
+                "latency_from": str(self._measured()),
                 "search": SearchSettings.model_validate({"num_steps": steps, "estimator": estimator}),
             }
         )
         (nasdeploy.build if kind == BUILD else nasdeploy.search)(settings, output_dir=folder)
-        found = {
-            "kind": kind,
-            "estimator": estimator,
-            "seed": seed,
-            "steps": steps,
-            "seconds": seconds_of(folder),
-        }
+        found: dict[str, Any] = {**key, "seconds": seconds_of(folder)}
         if kind == BUILD:
             found["figures"] = figures_of(folder)
-        self.lines.append(found)
+        self._lines.append(found)
         with self._results.open("a") as file:
             file.write(json.dumps(found) + "\n")
         print(f"{kind}, seed {seed}, {estimator}: {steps} steps in {found['seconds']:.1f} s", flush=True)
         return found
 
-    def _tables(self) -> Path:
-        """Return a run with the latency tables of all others."""
-        folder = self._root / "tables"
-        if not folder.exists():
-            nasdeploy.search(
-                self._base.model_copy(update={"search": SearchSettings(num_steps=10)}), output_dir=folder
-            )
-        return folder
+    def _measured(self) -> Path:
+        """Return the run whose latency tables all others use."""
+        nasdeploy.search(
+            self._base.model_copy(update={"search": SearchSettings(num_steps=10)}), output_dir=self._tables
+        )
+        return self._tables
 
 
 def print_table(builds: dict[str, list[dict[str, Any]]]) -> None:
@@ -133,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=900)
@@ -141,9 +130,9 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     with tempfile.TemporaryDirectory() as name:
-        series = Series(arguments.results, data=arguments.data, root=Path(name))
+        series = Series(arguments.folder, data=arguments.data, scratch=Path(name))
         seconds = {
-            estimator: series.get(CALIBRATION, estimator, seeds.stop, steps=arguments.steps)["seconds"]
+            estimator: series.get(CALIBRATION, estimator, CALIBRATION_SEED, steps=arguments.steps)["seconds"]
             for estimator in ESTIMATORS
         }
         steps = {one: round(arguments.steps * seconds[REFERENCE] / seconds[one]) for one in ESTIMATORS}

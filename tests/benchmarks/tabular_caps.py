@@ -33,13 +33,9 @@ from nasdeploy.optim.pooled import Estimator, PooledOptimizer
 from nasdeploy.optim.prices import CapPrices
 
 EXCESS, ALL, RANKED = "excess", "all", "ranked"
-WAYS: tuple[tuple[Estimator, str], ...] = (
-    ("importance", EXCESS),
-    ("importance", ALL),
-    ("importance", RANKED),
-    ("doubly_robust", EXCESS),
-    ("doubly_robust", ALL),  # its values are no ranks: a large ε would hide the losses of all
-)
+WAYS = (EXCESS, ALL, RANKED)
+ESTIMATOR: Estimator = "importance"
+"""Whose gradient is of ranks alone, so that a large ε does not hide the losses."""
 LARGE = 1e9
 
 
@@ -68,16 +64,14 @@ class LargePrices(CapPrices):
         return np.full(len(self._logs), LARGE)
 
 
-def searched(
-    problem: Problem, estimator: Estimator, way: str, *, total: int, seed: int
-) -> tuple[float, float]:
+def searched(problem: Problem, way: str, *, total: int, seed: int) -> tuple[float, float]:
     """Return the mean regret of the modes and of the best observed after one run."""
     observer, rng = Observer(problem, total=total, seed=seed), np.random.default_rng([seed, total])
     optimizer = PooledOptimizer(
-        num_candidates=problem.num_candidates, objectives=problem.objectives, estimator=estimator
+        num_candidates=problem.num_candidates, objectives=problem.objectives, estimator=ESTIMATOR
     )
     if way == ALL:  # what is drawn is judged as ever
-        optimizer._judge = optimizer._estimator._judge = WholePrices(problem)  # type: ignore[attr-defined]
+        optimizer._judge = WholePrices(problem)
     if way == RANKED:
         optimizer._prices = LargePrices(len(problem.objectives))
     while observer.left:
@@ -94,10 +88,10 @@ def _problem(path: Path, data: str, devices: tuple[str, ...]) -> Problem:
 
 
 def _job(
-    job: tuple[tuple[Estimator, str], int, int], *, path: Path, data: str, devices: tuple[str, ...]
+    job: tuple[str, int, int], *, path: Path, data: str, devices: tuple[str, ...]
 ) -> tuple[float, float]:
-    (estimator, way), total, seed = job
-    return searched(_problem(path, data, devices), estimator, way, total=total, seed=seed)
+    way, total, seed = job
+    return searched(_problem(path, data, devices), way, total=total, seed=seed)
 
 
 def main() -> None:
@@ -124,13 +118,11 @@ def main() -> None:
         print(
             f"\n{arguments.loss}, {total} evaluations, {len(seeds)} seeds, {answer}: regret, minus {EXCESS} [95 %]"
         )
-        for estimator, way in WAYS:
-            own = [found[(estimator, way), total, seed][place] for seed in seeds]
-            excess = [found[(estimator, EXCESS), total, seed][place] for seed in seeds]
+        for way in WAYS:
+            own = [found[way, total, seed][place] for seed in seeds]
+            excess = [found[EXCESS, total, seed][place] for seed in seeds]
             pairs = [here - there for here, there in zip(own, excess, strict=True)]
-            print(
-                f"{estimator + ', ' + way:22s} {statistics.fmean(own):.3f}  {interval(pairs) if way != EXCESS else ''}"
-            )
+            print(f"{way:8s} {statistics.fmean(own):.3f}  {interval(pairs) if way != EXCESS else ''}")
 
 
 if __name__ == "__main__":
