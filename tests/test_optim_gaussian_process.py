@@ -251,3 +251,15 @@ def test_fit_is_the_same_whatever_was_known_before(rng):
         one.fit(choices, true_loss(choices), steps)
     assert (model.predict(ALL) == fresh.predict(ALL)).all()
     assert gaussian_process.MAX_FITTED > 30
+
+
+def test_a_state_of_another_kernel_is_fitted_again(rng):
+    model = observed(rng)
+    state = model.state_dict()
+    del state["kernel"][-5:-3]  # as before costs were features
+    other = GaussianProcess(SIZES)
+    other.load_state_dict(state)
+    assert other.num_samples == model.num_samples
+    assert explained(other) == pytest.approx(explained(model), abs=0.1)
+    other.observe(ALL[:6], true_loss(ALL[:6]), 99)
+    assert np.isfinite(other.predict(ALL)).all()

@@ -301,13 +301,13 @@ class GaussianProcess:
             for step, choices, losses in state["batches"]
         ]
         self._kernel = Kernel(np.array(state["kernel"], dtype=np.float64), self._num_columns)
-        if len(self._kernel.logs) != len(self._prior.logs):
-            raise ValueError(
-                f"surrogate: a state of {len(self._kernel.logs)} kernel parameters; expected {len(self._prior.logs)}"
-            )
         self._fitted_on, self._num_based = int(state["fitted_on"]), int(state["num_based"])
         self._batches, self._factored = batches[: self._num_based], None
         if not batches:
+            return
+        if len(self._kernel.logs) != len(self._prior.logs):  # of a version whose kernel had other parts
+            self._kernel, self._fitted_on, self._batches = self._prior, 0, batches
+            self._build()
             return
         self._factored = self._factor(self._samples())
         for batch in batches[self._num_based :]:
