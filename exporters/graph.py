@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nasdeploy.costs.graphs import LayerWeights, network_graph
+from nasdeploy.costs.graphs import GraphLayer, LayerWeights, network_graph
 from nasdeploy.errors import ConfigError
 from nasdeploy.exporters.base import ExportedModel
 from nasdeploy.exporters.files import save_model
 from nasdeploy.exporters.opsets import check_opset
+from nasdeploy.networks.cells import Join, JoinClassifier, Pool, Separable, Sum
 from nasdeploy.networks.network import Network
 from nasdeploy.networks.operations import Classifier, ConvNorm, InvertedResidual
 
@@ -49,7 +50,10 @@ class GraphExporter:
                 "exporter 'torch' takes others"
             )
         model = network_graph(
-            [(slot, spec, folded_weights(slot, network.layer(slot))) for slot, spec in network.specs.items()],
+            [
+                GraphLayer(one.name, one.spec, folded_weights(one.name, network.layer(one.name)), one.inputs)
+                for one in network.placed
+            ],
             image_shape=image_shape,
             mean=_values(network.normalise.get_buffer("mean")),
             scale=_values(network.normalise.get_buffer("scale")),
@@ -97,10 +101,29 @@ def _classifier_weights(layer: nn.Module) -> LayerWeights:
     return {name: _double(layer.get_parameter(f"linear.{name}")).astype(np.float32) for name in names}
 
 
+def _fold_separable(layer: nn.Module) -> LayerWeights:
+    """Nothing stands between the two convolutions: the depthwise one has no batch norm, hence no bias."""
+    depthwise = _double(layer.get_parameter("depthwise.weight")).astype(np.float32)
+    pointwise = _fold_conv_norm(layer.get_submodule("pointwise"))
+    return {
+        "depthwise.weight": depthwise,
+        **{f"pointwise.{name}": values for name, values in pointwise.items()},
+    }
+
+
+def _no_weights(layer: nn.Module) -> LayerWeights:
+    return {}
+
+
 FOLDERS: dict[type[nn.Module], Callable[[nn.Module], LayerWeights]] = {
     ConvNorm: _fold_conv_norm,
     InvertedResidual: _fold_inverted_residual,
     Classifier: _classifier_weights,
+    Separable: _fold_separable,
+    Pool: _no_weights,
+    Sum: _no_weights,
+    Join: lambda layer: _fold_conv_norm(layer.get_submodule("conv")),
+    JoinClassifier: _classifier_weights,
 }
 
 

@@ -8,16 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from nasdeploy.costs.table import (
-    CostTable,
-    Factor,
-    TableStack,
-    allowed_entries,
-    best_positions,
-    eliminate,
-    elimination_order,
-    tabulate,
-)
+from nasdeploy.costs.elimination import best_positions, eliminate, elimination_order
+from nasdeploy.costs.table import CostTable, Factor, TableStack, allowed_entries, tabulate
 from nasdeploy.errors import ConfigError
 from nasdeploy.spaces import make_space
 from nasdeploy.spaces.base import Architecture, LayerSpec

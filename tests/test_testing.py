@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -356,15 +356,39 @@ def reversed_operations(slot: LayerSlot) -> LayerSlot:
 class HidingSpace(SearchSpace):
     """A space whose networks have a block that its slots do not show."""
 
-    def named_layers(self, architecture: Any) -> Any:
-        layers = super().named_layers(architecture)
-        name, block = layers[1]
+    def placed(self, architecture: Any) -> Any:
+        first, second, third, *others = super().placed(architecture)
+        block, name = second.spec, f"{second.name}.more"
         hidden = replace(block, in_channels=block.out_channels, size=block.out_size, stride=1)
-        return (*layers[:2], (f"{name}.more", hidden), *layers[2:])
+        more = replace(second, name=name, spec=hidden, inputs=(second.name,))
+        return (first, second, more, replace(third, inputs=(name,)), *others)
 
 
 def hiding(space: SearchSpace) -> SearchSpace:
     return HidingSpace(**{name: getattr(space, name) for name in space.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class WrongDerived:
+    """The first decision once more, said to have all of its values equally often."""
+
+    name: str = "first"
+    decisions: tuple[int, ...] = (0,)
+    num_values: int = 3
+
+    def of(self, choices: Any) -> Any:
+        return choices[:, 0]
+
+    def marginal(self, theta: Any) -> Any:
+        return np.full(self.num_values, 1 / self.num_values)
+
+    def row(self) -> list[Any]:
+        return ["wrong"]
+
+
+def reading(slot: LayerSlot, name: str) -> LayerSlot:
+    """Return the slot with layers that read the slot ``name``."""
+    return replace(slot, inputs=dict.fromkeys(slot.layers, (name,)))
 
 
 BROKEN_SPACES: Mapping[str, tuple[str, Callable[[SearchSpace], SearchSpace]]] = {
@@ -430,6 +454,14 @@ BROKEN_SPACES: Mapping[str, tuple[str, Callable[[SearchSpace], SearchSpace]]] = 
         "test_every_layer_takes_what_the_one_before_it_gives",
         lambda good: with_layers(good, -1, out_channels=11),
     ),
+    "probabilities that are not those of the draws": (
+        "test_derived_values_have_the_probabilities_of_their_draws",
+        lambda good: replace(good, derived=(WrongDerived(),)),
+    ),
+    "a block that nobody reads": (
+        "test_every_layer_is_read",
+        lambda good: with_slot(good, 2, lambda slot: reading(slot, "stem")),
+    ),
     "candidates out of order": (
         "test_no_architecture_is_cheaper_than_the_smallest_or_dearer_than_the_largest",
         lambda good: with_slot(good, 1, reversed_operations),
@@ -470,7 +502,7 @@ def test_the_contract_of_spaces_finds_a_graph_that_is_not_the_network(
     monkeypatch.setitem(
         EMITTERS,
         "head",
-        lambda graph, x, name, spec, weights: graph.conv(x, name, weights, stride=spec.stride),
+        lambda graph, inputs, name, spec, weights: graph.conv(inputs[0], name, weights, stride=spec.stride),
     )
     assert "differ by" in fails(TestMobile(), ONNX_TEST, tmp_path)
 
@@ -482,8 +514,8 @@ def test_the_contract_of_spaces_finds_a_supernet_that_is_not_the_network(
     from nasdeploy.networks import operations
 
     class Elastic(operations.ElasticConv):
-        def forward(self, x: torch.Tensor, spec: Any) -> torch.Tensor:
-            return 2 * super().forward(x, spec)
+        def forward(self, *values: torch.Tensor, **options: Any) -> torch.Tensor:
+            return 2 * super().forward(*values, **options)
 
     plain, _ = operations.LAYER_KINDS["stem"]
     monkeypatch.setitem(operations.LAYER_KINDS, "stem", (plain, Elastic))

@@ -89,7 +89,7 @@ def feasibility(profile: HardwareProfile, space: SearchSpace, tables: Mapping[st
         for metric in profile_metrics(tables)
     )
     feasible = all(row.satisfiable for row in rows)
-    message = _message(profile.name, rows, feasible=feasible, tables=tables)
+    message = _message(profile.name, rows, mask=mask, tables=tables)
     if feasible and len(limits.caps) > 1:
         joint = JointCaps(tables, limits.caps, mask)
         found = joint.nearest()
@@ -147,14 +147,15 @@ def _row(
 
 
 def _message(
-    profile: str, rows: tuple[FeasibilityRow, ...], *, feasible: bool, tables: Mapping[str, Cost]
+    profile: str, rows: tuple[FeasibilityRow, ...], *, mask: CandidateMask, tables: Mapping[str, Cost]
 ) -> str:
     """Return what each cap by itself comes to."""
-    if feasible:
+    if all(row.satisfiable for row in rows):
         return f"{profile}: every cap can be met"
     broken = [
         f"budget.{row.metric}.max = {format_quantity(row.cap or 0.0, row.metric)} is below the cheapest network "
-        f"{_whose(tables[row.metric])}; the nearest cap that can be met is {_at_least(row.nearest or 0.0, row.metric)}"
+        f"{_whose(tables[row.metric], mask)}; the nearest cap that can be met is "
+        f"{_at_least(row.nearest or 0.0, row.metric)}"
         for row in rows
         if not row.satisfiable
     ]
@@ -180,8 +181,9 @@ def _joint_message(
     return f"{profile}: each cap can be met alone, but {none}; the nearest has {nearest}{least}"
 
 
-def _whose(cost: Cost) -> str:
-    return "of the space" if isinstance(cost, CostTable) else "that was found"
+def _whose(cost: Cost, mask: CandidateMask) -> str:
+    proven = isinstance(cost, CostTable) and cost.least(mask).proven
+    return "of the space" if proven else "that was found"
 
 
 def _random_choices(mask: CandidateMask) -> IntArray:

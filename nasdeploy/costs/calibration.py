@@ -26,6 +26,8 @@ TERMS: dict[str, Callable[[LayerSpec, float], float]] = {
     "layers": lambda spec, ms: 1.0,
     "residuals": lambda spec, ms: float(spec.kind == "inverted_residual" and spec.has_residual),
     "pixels": lambda spec, ms: spec.in_channels * spec.size**2 / 1e4,
+    # Alone they run in the layout of the images; and two that read the same value are computed once.
+    "pools": lambda spec, ms: ms if spec.kind in ("max_pool", "avg_pool") else 0.0,
     # The normalisation in front of the first layer: part of the constant where all images have one size.
     "image": lambda spec, ms: spec.in_channels * spec.size**2 / 1e4 if spec.kind == "stem" else 0.0,
 }

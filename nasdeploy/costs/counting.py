@@ -1,8 +1,8 @@
 """What fvcore counts: parameters and FLOPs of layers and networks. The only import of fvcore.
 
-fvcore's convention: one multiply-add is one FLOP, batch norm costs two a value, average pooling one a value,
-and element-wise sums, products and activations nothing. A space is counted layer by layer, each distinct one
-once; the sum over a network's layers equals fvcore's count of the whole network to the last unit.
+fvcore's convention: one multiply-add is one FLOP, batch norm costs two a value, global average pooling one a value,
+and element-wise sums, products, activations and pooling over windows nothing. A space is counted layer by layer, each
+distinct one once; the sum over a network's layers equals fvcore's count of the whole network to the last unit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ __all__ = ["LayerCount", "count_layer", "count_network", "counting_tables"]
 
 # Free by fvcore's convention, which still lists them as unsupported so that nobody overlooks them.
 FREE_OPERATORS = frozenset(
-    {"aten::add", "aten::add_", "aten::hardtanh", "aten::hardtanh_", "aten::mul", "aten::sub"}
+    {
+        "aten::add",
+        "aten::add_",
+        "aten::avg_pool2d",
+        "aten::hardtanh",
+        "aten::hardtanh_",
+        "aten::max_pool2d",
+        "aten::mul",
+        "aten::sub",
+    }
 )
 MAC_OPERATORS = ("conv", "linear", "addmm")
 
@@ -44,13 +53,13 @@ class LayerCount:
 
 @cache
 def count_layer(spec: LayerSpec) -> LayerCount:
-    """Return what ``spec`` costs for one image, counted on a freshly built layer.
+    """Return what ``spec`` costs for one image, counted on a freshly built layer; a value for each of its inputs.
 
     Raises ConfigError for an operator that fvcore can neither count nor calls free.
     """
     with torch.random.fork_rng(devices=[]):  # the constructors of torch.nn draw from the global generator
         layer = build_layer(spec)
-    return _count(layer, (spec.in_channels, spec.size, spec.size))
+    return _count(layer, *[(spec.value_channels, spec.size, spec.size)] * spec.num_inputs)
 
 
 def count_network(network: nn.Module, image_shape: tuple[int, int, int]) -> LayerCount:
@@ -73,10 +82,12 @@ def counting_tables(space: SearchSpace) -> Mapping[str, CostTable]:
     }
 
 
-def _count(module: nn.Module, input_shape: tuple[int, int, int]) -> LayerCount:
-    device = next(module.parameters()).device
+def _count(module: nn.Module, *input_shapes: tuple[int, int, int]) -> LayerCount:
+    parameter = next(module.parameters(), None)  # a layer may have none
+    device = None if parameter is None else parameter.device
+    inputs = tuple(torch.zeros(1, *shape, device=device) for shape in input_shapes)
     with torch.no_grad():
-        analysis = FlopCountAnalysis(module.eval(), torch.zeros(1, *input_shape, device=device))
+        analysis = FlopCountAnalysis(module.eval(), inputs)
         analysis.unsupported_ops_warnings(False)  # they raise below, unless they are free
         operators = analysis.by_operator()
     if unknown := sorted(set(analysis.unsupported_ops()) - FREE_OPERATORS):

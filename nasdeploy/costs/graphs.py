@@ -3,23 +3,28 @@
 Batch norm is folded before it comes here. Nodes and values are named after the slots, so that a reader
 of a profile of the runtime recognises the layers, and the same network always gives the same bytes.
 
-Shapes: B images, C image channels, i input and o output channels, h hidden channels, k kernel, s pixels.
+Shapes: B images, C image channels, i input and o output channels, s pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from nasdeploy.costs.emitters import (
+    EMITTERS,
+    GraphBuilder,
+    LayerWeights,
+    random_weights,
+    weight_shapes,
+)
 from nasdeploy.errors import ConfigError
-from nasdeploy.spaces.base import LayerSpec
+from nasdeploy.spaces.base import CLASSIFIERS, IMAGES, LayerSpec, PlacedLayer
 
 __all__ = [
     "EMITTERS",
@@ -27,11 +32,12 @@ __all__ = [
     "IR_VERSION",
     "OUTPUT_NAME",
     "GraphBuilder",
+    "GraphLayer",
     "LayerWeights",
     "NamedLayer",
     "chain_graph",
     "check_image_shape",
-    "layer_bytes",
+    "graph_layers",
     "network_graph",
     "random_weights",
     "serialise",
@@ -42,135 +48,28 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 IR_VERSION = 10  # the newest that onnxruntime 1.20 reads
 
-LayerWeights = Mapping[str, NDArray[np.float32]]
-"""Weights of one layer with batch norm folded, by the names of :func:`weight_shapes`."""
-
 NamedLayer = tuple[str, LayerSpec, LayerWeights]
-"""Slot name, layer, weights."""
-
-WEIGHT_SHAPES: dict[str, Callable[[LayerSpec], dict[str, tuple[int, ...]]]] = {
-    "stem": lambda spec: _conv_shapes("", spec.in_channels, spec.out_channels, spec.kernel),
-    "inverted_residual": lambda spec: (
-        _conv_shapes("expansion.", spec.in_channels, spec.hidden_channels, 1)
-        | _conv_shapes("depthwise.", 1, spec.hidden_channels, spec.kernel)
-        | _conv_shapes("projection.", spec.hidden_channels, spec.out_channels, 1)
-    ),
-    "head": lambda spec: _conv_shapes("", spec.in_channels, spec.out_channels, spec.kernel),
-    "classifier": lambda spec: {
-        "weight": (spec.out_channels, spec.in_channels),
-        "bias": (spec.out_channels,),
-    },
-}
+"""Slot name, layer, weights: of a chain, in which a layer reads the one before it."""
 
 
-def _conv_shapes(prefix: str, i: int, o: int, k: int) -> dict[str, tuple[int, ...]]:
-    return {f"{prefix}weight": (o, i, k, k), f"{prefix}bias": (o,)}
+class GraphLayer(NamedTuple):
+    """A layer of a network that is a graph, behind those that it reads: ``inputs`` are their names."""
+
+    name: str
+    spec: LayerSpec
+    weights: LayerWeights
+    inputs: tuple[str, ...]
 
 
-def weight_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
-    """Return {name: shape} of the folded weights of ``spec``. Raises ConfigError for an unknown kind."""
-    if spec.kind not in WEIGHT_SHAPES:
-        raise ConfigError(
-            f"layer kind '{spec.kind}' has no ONNX graph; expected one of {', '.join(WEIGHT_SHAPES)}"
-        )
-    return WEIGHT_SHAPES[spec.kind](spec)
-
-
-def random_weights(spec: LayerSpec, rng: np.random.Generator) -> LayerWeights:
-    """Return weights (He normal, fan-in) and small biases drawn from ``rng``.
-
-    Activations stay near 1: denormal numbers would slow the arithmetic down and spoil a measurement.
-    """
-    weights = {}
-    for name, shape in weight_shapes(spec).items():
-        std = 0.1 if len(shape) == 1 else (2.0 / prod(shape[1:])) ** 0.5
-        weights[name] = (std * rng.standard_normal(shape)).astype(np.float32)
-    return weights
-
-
-@dataclass(frozen=True, slots=True)
-class GraphBuilder:
-    """Nodes and initialisers under construction."""
-
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    initialisers: dict[str, onnx.TensorProto] = field(default_factory=dict)
-
-    def constant(self, name: str, values: NDArray[np.float32]) -> str:
-        self.initialisers[name] = numpy_helper.from_array(np.asarray(values, np.float32, order="C"), name)
-        return name
-
-    def node(self, operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
-        return name
-
-    def relu6(self, x: str, name: str) -> str:
-        low = self.constant("zero", np.zeros((), np.float32))
-        high = self.constant("six", np.full((), 6.0, np.float32))
-        return self.node("Clip", [x, low, high], name)
-
-    def conv(
-        self, x: str, name: str, weights: LayerWeights, *, prefix: str = "", stride: int = 1, groups: int = 1
-    ) -> str:
-        """Add a convolution with 'same' padding (k//2 on each side), as the layers of torch have it."""
-        weight = weights[f"{prefix}weight"]
-        kernel = weight.shape[2]
-        inputs = [
-            x,
-            self.constant(f"{name}.weight", weight),
-            self.constant(f"{name}.bias", weights[f"{prefix}bias"]),
-        ]
-        return self.node(
-            "Conv",
-            inputs,
-            name,
-            kernel_shape=[kernel, kernel],
-            strides=[stride, stride],
-            pads=[kernel // 2] * 4,
-            group=groups,
-        )
-
-
-def _emit_conv_relu6(graph: GraphBuilder, x: str, name: str, spec: LayerSpec, weights: LayerWeights) -> str:
-    """Stem and head."""
-    return graph.relu6(graph.conv(x, name, weights, stride=spec.stride), f"{name}.relu6")
-
-
-def _emit_inverted_residual(
-    graph: GraphBuilder, x: str, name: str, spec: LayerSpec, weights: LayerWeights
-) -> str:
-    y = graph.conv(x, f"{name}.expansion", weights, prefix="expansion.")
-    y = graph.relu6(y, f"{name}.expansion.relu6")
-    y = graph.conv(
-        y, f"{name}.depthwise", weights, prefix="depthwise.", stride=spec.stride, groups=spec.hidden_channels
-    )
-    y = graph.relu6(y, f"{name}.depthwise.relu6")
-    y = graph.conv(y, f"{name}.projection", weights, prefix="projection.")
-    return graph.node("Add", [x, y], f"{name}.add") if spec.has_residual else y
-
-
-def _emit_classifier(graph: GraphBuilder, x: str, name: str, spec: LayerSpec, weights: LayerWeights) -> str:
-    y = graph.node("GlobalAveragePool", [x], f"{name}.pool")
-    y = graph.node("Flatten", [y], f"{name}.flatten", axis=1)
-    inputs = [
-        y,
-        graph.constant(f"{name}.weight", weights["weight"]),
-        graph.constant(f"{name}.bias", weights["bias"]),
-    ]
-    return graph.node("Gemm", inputs, f"{name}.linear", transB=1)
-
-
-Emitter = Callable[[GraphBuilder, str, str, LayerSpec, LayerWeights], str]
-
-EMITTERS: dict[str, Emitter] = {
-    "stem": _emit_conv_relu6,
-    "inverted_residual": _emit_inverted_residual,
-    "head": _emit_conv_relu6,
-    "classifier": _emit_classifier,
-}
+def graph_layers(
+    placed: Sequence[PlacedLayer], weights_of: Callable[[LayerSpec], LayerWeights]
+) -> list[GraphLayer]:
+    """Return the network of an architecture with the weights that ``weights_of`` gives, for :func:`network_graph`."""
+    return [GraphLayer(one.name, one.spec, weights_of(one.spec), one.inputs) for one in placed]
 
 
 def network_graph(
-    layers: Sequence[NamedLayer],
+    layers: Sequence[NamedLayer | GraphLayer],
     *,
     image_shape: tuple[int, int, int],
     mean: Sequence[float],
@@ -178,7 +77,7 @@ def network_graph(
     batch_size: int | None,
     opset: int = 18,
 ) -> onnx.ModelProto:
-    """Return a whole network: input "images" float32 (B, C, s, s), pixels 0..255; output "logits" (B, o).
+    """Return a network, chain or graph: input "images" float32 (B, C, s, s), pixels 0..255; output "logits" (B, o).
 
     The pixels become (x - mean) * scale, one value a channel. ``batch_size`` None: any batch size, a
     dimension called "batch". Raises ConfigError for layers that do not fit the images, one another or their weights.
@@ -192,7 +91,7 @@ def network_graph(
     graph = GraphBuilder()
     x = graph.node("Sub", [INPUT_NAME, graph.constant("mean", _per_channel(mean))], "normalise.sub")
     x = graph.node("Mul", [x, graph.constant("scale", _per_channel(scale))], "normalise.mul")
-    _emit_chain(graph, x, layers)
+    _emit_layers(graph, _Value(x, channels, image_shape[1]), layers)
     return _model(graph, image_shape=image_shape, last=layers[-1][1], batch_size=batch_size, opset=opset)
 
 
@@ -208,12 +107,13 @@ def check_image_shape(image_shape: tuple[int, int, int], first: LayerSpec) -> No
 def chain_graph(layers: Sequence[NamedLayer], *, batch_size: int | None, opset: int = 18) -> onnx.ModelProto:
     """Return layers alone, without a normalisation: what the runtime needs to time them.
 
-    Input "images" float32 (B, i, s, s) of the first layer, output "logits" of the last.
+    Input "images" float32 (B, c, s, s) of the first layer, output "logits" of the last. A layer that reads several
+    values reads the one before it several times.
     """
     first = layers[0][1]
     graph = GraphBuilder()
-    _emit_chain(graph, INPUT_NAME, layers)
-    shape = (first.in_channels, first.size, first.size)
+    shape = (first.value_channels, first.size, first.size)
+    _emit_layers(graph, _Value(INPUT_NAME, *shape[:2]), layers)
     return _model(graph, image_shape=shape, last=layers[-1][1], batch_size=batch_size, opset=opset)
 
 
@@ -222,43 +122,44 @@ def serialise(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def layer_bytes(name: str, spec: LayerSpec) -> int:
-    """Return what the layer adds to the file, in bytes: nodes and initialisers, tags and lengths included."""
-    graph = GraphBuilder()
-    EMITTERS[spec.kind](graph, f"{name}.relu6", name, spec, _zero_weights(spec))
-    shared = ("zero", "six")  # written once per file, not once per layer
-    sizes = [node.ByteSize() for node in graph.nodes]
-    sizes += [tensor.ByteSize() for tensor in graph.initialisers.values() if tensor.name not in shared]
-    return sum(map(_field_bytes, sizes))
-
-
-def _zero_weights(spec: LayerSpec) -> LayerWeights:
-    return {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(spec).items()}
-
-
-def _field_bytes(size: int) -> int:
-    """Return the bytes of a protobuf message of ``size`` inside another: tag, length as a varint, content."""
-    return 1 + max(1, -(-size.bit_length() // 7)) + size
-
-
 def _per_channel(values: Sequence[float]) -> NDArray[np.float32]:
     return np.asarray(values, np.float32).reshape(1, -1, 1, 1)
 
 
-def _emit_chain(graph: GraphBuilder, x: str, layers: Sequence[NamedLayer]) -> None:
-    """Emit ``layers`` one after the other; the value of the last node becomes the output of the graph."""
-    previous: LayerSpec | None = None
-    for name, spec, weights in layers:
-        arriving = (previous.out_channels, previous.out_size) if previous else (spec.in_channels, spec.size)
-        if arriving != (spec.in_channels, spec.size):
-            raise ConfigError(
-                f"{name}: takes {spec.in_channels} channels of {spec.size} pixels, "
-                f"the layer before gives {arriving[0]} of {arriving[1]}"
-            )
+class _Value(NamedTuple):
+    """A value of the graph: its name, channels and size in pixels."""
+
+    name: str
+    channels: int
+    size: int
+
+
+def _emit_layers(graph: GraphBuilder, images: _Value, layers: Sequence[NamedLayer | GraphLayer]) -> None:
+    """Emit ``layers``, each behind those that it reads; the value of the last node becomes the output of the graph."""
+    values = {IMAGES: images}
+    before = IMAGES
+    for layer in layers:
+        name, spec, weights = layer[:3]
+        inputs = layer.inputs if isinstance(layer, GraphLayer) else (before,) * spec.num_inputs
+        read = [_checked_value(name, spec, values, source) for source in inputs]
         _check_weights(name, spec, weights)
-        x = EMITTERS[spec.kind](graph, x, name, spec, weights)
-        previous = spec
+        x = EMITTERS[spec.kind](graph, [value.name for value in read], name, spec, weights)
+        values[name] = _Value(x, spec.out_channels, spec.out_size)
+        before = name
     graph.nodes[-1].output[0] = OUTPUT_NAME
+
+
+def _checked_value(name: str, spec: LayerSpec, values: dict[str, _Value], source: str) -> _Value:
+    """Return the value of ``source``. Raises ConfigError for one that is not there or does not fit."""
+    if source not in values:
+        raise ConfigError(f"{name}: reads '{source}'; expected a layer that comes before it")
+    value = values[source]
+    if value[1:] != (spec.value_channels, spec.size):
+        raise ConfigError(
+            f"{name}: takes {spec.value_channels} channels of {spec.size} pixels, "
+            f"the layer before gives {value.channels} of {value.size}"
+        )
+    return value
 
 
 def _check_weights(name: str, spec: LayerSpec, weights: LayerWeights) -> None:
@@ -277,7 +178,7 @@ def _model(
     opset: int,
 ) -> onnx.ModelProto:
     batch = "batch" if batch_size is None else batch_size
-    pooled = last.kind == "classifier"
+    pooled = last.kind in CLASSIFIERS
     out_shape = [last.out_channels] if pooled else [last.out_channels, last.out_size, last.out_size]
     proto = helper.make_graph(
         graph.nodes,

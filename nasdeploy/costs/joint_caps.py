@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nasdeploy.costs.descent import Moves, descend, starts
 from nasdeploy.costs.relaxation import Goal, Relaxation
-from nasdeploy.costs.sampled import Moves, descend, starts
 from nasdeploy.costs.table import Cost, CostTable, FloatArray, IntArray, TableStack
 from nasdeploy.spaces.base import CandidateMask
 

@@ -3,7 +3,7 @@
 M = constant + Σ over terms of coefficient · size. The constant is what the runtime needs for any file. Weights always
 count; each further term only where it predicts networks left out of the fit better than without it. All but one of the
 sizes are sums over layers. The exception is the working set, of which a network needs its largest: a table over the
-decisions of the layers that can have it.
+decisions of the layers that can have it. (In a graph, values that wait for a later reader are left to the other terms.)
 
 Absolute errors are minimised: a cap is a number of bytes, the constant is most of a small network's memory, and the
 noise (pages, the allocator) does not grow with what a file needs. (The relative fit is no better on unseen networks.)
@@ -15,15 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
 from nasdeploy.costs.calibration import rank_correlation
+from nasdeploy.costs.derived import Extension
 from nasdeploy.costs.graphs import weight_shapes
 from nasdeploy.costs.table import CostTable, Factor, tabulate
-from nasdeploy.spaces.base import LayerSlot, LayerSpec, SearchSpace
+from nasdeploy.spaces.base import CLASSIFIERS, LayerSlot, LayerSpec, SearchSpace
 
 __all__ = ["MemoryAccuracy", "MemoryLaw", "assess_left_out", "fit_law", "left_out_predictions", "term_tables"]
 
@@ -52,28 +54,26 @@ def activation_bytes(spec: LayerSpec) -> float:
 def working_set_bytes(spec: LayerSpec) -> float:
     """Return the most that a layer holds at one time for one image.
 
-    A convolution needs its input and its output; within an inverted residual block the input of the block waits for
+    An operator needs its input and its output; within an inverted residual block the input of the block waits for
     the addition.
     """
-    taken, *inner, given = _values(spec)
-    if not inner:
-        return float(VALUE_BYTES * (taken + given))
-    expanded, depthwise = inner
-    waiting = taken if spec.has_residual else 0
-    return float(
-        VALUE_BYTES * max(taken + expanded, expanded + depthwise + waiting, depthwise + given + waiting)
-    )
+    values = _values(spec)
+    waiting = values[0] if spec.kind == "inverted_residual" and spec.has_residual else 0
+    first, *later = (before + after for before, after in pairwise(values))
+    return float(VALUE_BYTES * max([first, *(held + waiting for held in later)]))
 
 
 def _values(spec: LayerSpec) -> list[int]:
     """Return how many values stand before, inside and behind a layer."""
-    taken = spec.in_channels * spec.size**2
-    if spec.kind == "classifier":
-        return [taken, spec.out_channels]
-    given = spec.out_channels * spec.out_size**2
-    if spec.kind == "inverted_residual":
-        return [taken, spec.hidden_channels * spec.size**2, spec.hidden_channels * spec.out_size**2, given]
-    return [taken, given]
+    taken = spec.value_channels * spec.num_inputs * spec.size**2
+    given = spec.out_channels * (1 if spec.kind in CLASSIFIERS else spec.out_size**2)
+    inner: dict[str, list[int]] = {
+        "inverted_residual": [spec.hidden_channels * spec.size**2, spec.hidden_channels * spec.out_size**2],
+        "join": [taken],
+        "join_classifier": [taken],
+        "separable": [taken, spec.in_channels * spec.out_size**2],
+    }
+    return [taken, *inner.get(spec.kind, []), given]
 
 
 SUMS: dict[str, Callable[[LayerSpec], float]] = {
@@ -94,13 +94,18 @@ def _largest_working_set(space: SearchSpace) -> CostTable:
     """Return the largest working set of a network: one table over the slots that can hold it.
 
     Slots join in the order of what they can need at most, as long as the table keeps to MAX_ENTRIES; those left out
-    are those that the largest one is rarely found in.
+    are those that the largest one is rarely found in. So are those that no factor can hold together with the others,
+    since one depends on a derived value and the other on a decision behind it.
     """
-    num_candidates = space.num_candidates()
+    num_candidates = space.num_values()
+    behind = [{d} for d in range(len(space.decisions))] + [set(one.decisions) for one in space.derived]
     decisions: tuple[int, ...] = ()
     chosen: list[LayerSlot] = []
     for slot in sorted(space.slots, key=lambda slot: -_slot_values(slot, num_candidates).max()):
         joined = tuple(sorted({*decisions, *slot.decisions}))
+        scopes = [behind[d] for d in joined]
+        if sum(map(len, scopes)) != len(set().union(*scopes)):
+            continue
         if chosen and prod(num_candidates[d] for d in joined) > MAX_ENTRIES:
             break
         chosen.append(slot)
@@ -110,7 +115,7 @@ def _largest_working_set(space: SearchSpace) -> CostTable:
         values = _slot_values(slot, num_candidates).transpose(np.argsort(slot.decisions))
         missing = tuple(axis for axis, d in enumerate(decisions) if d not in slot.decisions)
         largest = np.maximum(largest, np.expand_dims(values, missing))
-    return CostTable((Factor(decisions, largest),))
+    return CostTable((Factor(decisions, largest),), extension=Extension.of_space(space))
 
 
 def _slot_values(slot: LayerSlot, num_candidates: Sequence[int]) -> FloatArray:

@@ -9,7 +9,10 @@ Elimination also bounds every partial assignment: in the reverse of its order, f
 what the candidate costs above the best one. Assignments whose bound reaches the best value known are dropped.
 [label setting with completion bounds; Dumitrescu and Boland, Networks 42, 2003]
 
-Notation: D decisions, M metrics with caps B_m, L multipliers λ (L, M), N labels: partial assignments.
+Derived values are chosen here as if they were decisions: one more relaxation, under which all bounds stay bounds. What
+is returned are choices of decisions; whoever looks at them derives the values anew.
+
+Notation: D decisions, E derived values, M metrics with caps B_m, L multipliers λ (L, M), N labels: partial assignments.
 """
 
 from __future__ import annotations
@@ -20,16 +23,9 @@ from typing import Protocol
 
 import numpy as np
 
-from nasdeploy.costs.table import (
-    CostTable,
-    Eliminated,
-    FloatArray,
-    IntArray,
-    allowed_entries,
-    best_positions,
-    eliminate,
-    elimination_order,
-)
+from nasdeploy.costs.derived import Extension, common_extension
+from nasdeploy.costs.elimination import Eliminated, Entry, best_positions, eliminate, elimination_order
+from nasdeploy.costs.table import CostTable, FloatArray, IntArray, allowed_entries
 from nasdeploy.optim.categorical import BoolArray
 from nasdeploy.optim.objective import ROUNDING
 from nasdeploy.spaces.base import CandidateMask
@@ -105,13 +101,17 @@ class Relaxation:
     """The least weighted sums of M costs that are tables. caps: B_m (M,). mask: the allowed candidates."""
 
     def __init__(self, tables: Sequence[CostTable], caps: FloatArray, mask: CandidateMask) -> None:
+        extension = common_extension([table.extension for table in tables])
+        wider = mask if extension is None else extension.mask(mask)
         self._entries = [
             (decisions, values / caps.reshape(-1, *(1,) * len(decisions)))
-            for decisions, values in allowed_entries(tables, mask)
+            for decisions, values in allowed_entries(tables, wider)
         ]
+        self._entries += _unused_entries(self._entries, extension, mask, num_costs=len(tables))
         self._constants = np.array([table.constant for table in tables]) / caps
         self._order = elimination_order([decisions for decisions, _ in self._entries])
         self._allowed = [np.flatnonzero(row) for row in mask]
+        self._num_columns = len(wider)  # D + E
 
     def least(self, multipliers: FloatArray) -> tuple[FloatArray, list[Eliminated]]:
         """Return min_c Σ_m λ_m r_m(c) (L,) for ``multipliers`` (L, M), and how it was eliminated."""
@@ -120,8 +120,9 @@ class Relaxation:
         return multipliers @ self._constants + least, eliminated
 
     def architectures(self, positions: IntArray) -> IntArray:
-        """Return the choices (n, D) at ``positions`` (n, D) among the allowed candidates."""
-        columns = [row[column] for row, column in zip(self._allowed, positions.T, strict=True)]
+        """Return the choices (n, D) at ``positions`` (n, D + E) among the allowed candidates."""
+        own = positions[:, : len(self._allowed)]
+        columns = [row[column] for row, column in zip(self._allowed, own.T, strict=True)]
         return np.stack(columns, axis=1)
 
     def ascend(self, goal: Goal, start: FloatArray, watcher: Watcher) -> FloatArray:
@@ -136,8 +137,11 @@ class Relaxation:
             found = goal.bounds(least, multipliers)
             best = np.where((found > highest)[:, None], multipliers, best)
             highest = np.maximum(found, highest)
-            points = best_positions(eliminated, num_decisions=len(self._allowed))
-            slopes = watcher.consider(self.architectures(points)) - 1.0  # d(λ·(r - 1))/dλ
+            points = best_positions(eliminated, num_decisions=self._num_columns)
+            loads = watcher.consider(self.architectures(points))
+            if self._num_columns > len(self._allowed):
+                loads = self._loads(points)
+            slopes = loads - 1.0  # d(λ·(r - 1))/dλ
             if not watcher.may_improve(-np.inf):
                 break
             steepest = np.abs(slopes).max(axis=1, keepdims=True)
@@ -145,16 +149,23 @@ class Relaxation:
             multipliers = goal.restrict(multipliers * np.exp(1.5 / np.sqrt(1.0 + step) * slopes))
         return best
 
+    def _loads(self, positions: IntArray) -> FloatArray:
+        """Return the loads (n, M) at ``positions`` (n, D + E), whatever their decisions make of the derived values."""
+        loads = np.repeat(self._constants[:, None], len(positions), axis=1)
+        for decisions, values in self._entries:
+            loads += values[(slice(None), *positions[:, list(decisions)].T)] if decisions else values[:, None]
+        return loads.T
+
     def labels(
         self, goal: Goal, multipliers: FloatArray, *, below: float, limit: int
     ) -> tuple[IntArray, float]:
-        """Return all architectures (N, D) that can have a value below ``below``, and inf.
+        """Return architectures (N, D), one of the least value among them if any is below ``below``, and inf.
 
         multipliers: (L, M), the first M of them the unit vectors. Where more than ``limit`` partial assignments are
         left the most promising ones are followed, and the least bound of the others is returned.
         """
         least, eliminated = self.least(multipliers)
-        positions = np.zeros((1, len(self._allowed)), dtype=np.int64)
+        positions = np.zeros((1, self._num_columns), dtype=np.int64)
         lows = least[:, None]  # min Σ_m λ_m r_m over all completions of each label (L, N)
         dropped = np.inf
         for i in reversed(range(len(eliminated))):
@@ -169,12 +180,32 @@ class Relaxation:
             positions[:, one.decision] = candidates
             lows, bound = grown[:, parents, candidates], bounds[parents, candidates]
             if len(bound) > limit:
-                kept = _distinct(positions[:, _border(eliminated[:i])], lows[: multipliers.shape[1]])
+                kept = self._apart(positions, lows[: multipliers.shape[1]], eliminated[:i])
                 kept = kept[np.argsort(bound[kept], kind="stable")]
                 dropped = min([dropped, *bound[kept[limit : limit + 1]].tolist()])
                 kept = kept[:limit]
                 positions, lows = positions[kept], lows[:, kept]
         return self.architectures(positions), dropped
+
+    def _apart(self, positions: IntArray, loads: FloatArray, ahead: Sequence[Eliminated]) -> IntArray:
+        """Return the indices of labels (N,) to go on with: those that what is ``ahead`` cannot tell apart count once.
+
+        With derived values all: what a label comes to then depends on every decision behind them.
+        """
+        if self._num_columns > len(self._allowed):
+            return np.arange(len(positions))
+        return _distinct(positions[:, _border(ahead)], loads)
+
+
+def _unused_entries(
+    entries: Sequence[Entry], extension: Extension | None, mask: CandidateMask, *, num_costs: int
+) -> list[Entry]:
+    """Return tables of zeros for decisions that stand behind a derived value and in no table: they matter too."""
+    if extension is None:
+        return []
+    used = {d for decisions, _ in entries for d in decisions}
+    behind = {d for e, one in enumerate(extension.derived) if len(mask) + e in used for d in one.decisions}
+    return [((d,), np.zeros((num_costs, sum(mask[d])))) for d in sorted(behind - used)]
 
 
 def _combined(goal: Goal, lows: FloatArray, multipliers: FloatArray) -> FloatArray:

@@ -3,11 +3,12 @@
 A layer's cost depends on a few decisions, so the cost of a network is a constant plus a sum of *factors*,
 each a table over the candidates of those decisions. Whole numbers stay exact: float64 holds them below 2**53.
 
-A cost that is no such sum, because it depends on all decisions at once, is one factor over all of them as long as
-that table is small (3**8 entries, say), and otherwise another :class:`Cost`.
+A layer that depends on too many decisions depends on a derived value instead, which has the number D + e among the
+decisions of a factor. A cost that is no such sum, because it depends on all decisions at once, is one factor over all
+of them as long as that table is small (3**8 entries, say), and otherwise another :class:`Cost`.
 
-Notation: n architectures, D decisions, C candidates, F factors, M tables, P entries of all factors of a table, L sums
-of factors that are minimised together.
+Notation: n architectures, D decisions, E derived values, C candidates, F factors, M tables, P entries of all factors of
+a table.
 """
 
 from __future__ import annotations
@@ -18,13 +19,28 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from nasdeploy.costs.derived import Extension, common_extension
+from nasdeploy.costs.descent import Moves, descend, starts
+from nasdeploy.costs.elimination import Entry, best_positions, eliminate, elimination_order
 from nasdeploy.errors import ConfigError
-from nasdeploy.spaces.base import CandidateMask, LayerSpec, SearchSpace
+from nasdeploy.spaces.base import CandidateMask, FloatArray, IntArray, LayerSlot, LayerSpec, SearchSpace
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+__all__ = [
+    "Cost",
+    "CostTable",
+    "Factor",
+    "FloatArray",
+    "IntArray",
+    "Least",
+    "TableStack",
+    "allowed_entries",
+    "tabulate",
+    "tabulate_slots",
+]
+
+NEGLIGIBLE = 1e-12
+"""A relative difference that is rounding of a sum in another order."""
 
 
 class Cost(Protocol):
@@ -69,33 +85,30 @@ class Factor:
             )
 
 
-Entry = tuple[tuple[int, ...], FloatArray]
-"""Decisions, and L tables over them in one array: (L, C_a, C_b, …)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Least:
+    """The cheapest allowed architecture that was found: its choices (D,), its cost, and what none has less than."""
 
+    choices: tuple[int, ...]
+    cost: float
+    bound: float
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Eliminated:
-    """A decision that was minimised over, while ``neighbours`` were left.
-
-    costs: what depends on the decision, and on those that were eliminated before it: (L, *neighbours, C).
-    """
-
-    decision: int
-    neighbours: tuple[int, ...]
-    costs: FloatArray
-
-    def least(self) -> FloatArray:
-        """Return the least costs for every choice of the neighbours: (L, *neighbours)."""
-        least: FloatArray = self.costs.min(axis=-1)
-        return least
+    @property
+    def proven(self) -> bool:
+        """Whether none is cheaper."""
+        return self.cost <= self.bound + NEGLIGIBLE * abs(self.bound)
 
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """A cost as ``constant`` plus the sum of ``factors``, in the unit of its metric."""
+    """A cost as ``constant`` plus the sum of ``factors``, in the unit of its metric.
+
+    extension: the derived values that factors depend on beside decisions, None where they depend on decisions only.
+    """
 
     factors: tuple[Factor, ...]
     constant: float = 0.0
+    extension: Extension | None = None
 
     def of(self, choices: IntArray) -> FloatArray:
         """Return the costs (n,) of ``choices`` (n, D). Raises ValueError for an index out of range."""
@@ -107,39 +120,63 @@ class CostTable:
         return float(self._stack.expected(theta[None])[0, 0])
 
     def minimum(self, mask: CandidateMask) -> float:
-        """Return the least cost of any allowed architecture, exactly, by eliminating one decision at a time.
-
-        The work grows with the widest table met on the way: small wherever a layer sees only its neighbours.
-        """
-        return self._eliminated(mask)[0]
+        """Return the least cost of an allowed architecture, as :meth:`least` finds it."""
+        return self.least(mask).cost
 
     def cheapest(self, mask: CandidateMask) -> tuple[int, ...]:
-        """Return the choices (D,) of an allowed architecture of the least cost; decisions without cost stand first."""
-        (positions,) = best_positions(self._eliminated(mask)[1], num_decisions=len(mask))
-        return tuple(int(np.flatnonzero(row)[c]) for row, c in zip(mask, positions, strict=True))
+        """Return the choices (D,) of an allowed architecture of that cost; decisions without cost stand first."""
+        return self.least(mask).choices
 
-    def _eliminated(self, mask: CandidateMask) -> tuple[float, list[Eliminated]]:
-        """Return the least cost and, in order, what was eliminated, in positions among the allowed candidates."""
-        entries = allowed_entries((self,), mask)
+    def least(self, mask: CandidateMask) -> Least:
+        """Return the cheapest allowed architecture: exactly, by eliminating one decision at a time.
+
+        The work grows with the widest table met on the way: small wherever a layer sees only its neighbours. Derived
+        values are eliminated as if they could be chosen, which bounds the cost from below; where the bound is not met
+        by what their decisions make of them, a local search begins there.
+        """
+        if mask not in self._least:
+            self._least[mask] = self._find_least(mask)
+        return self._least[mask]
+
+    def _find_least(self, mask: CandidateMask) -> Least:
+        wider = mask if self.extension is None else self.extension.mask(mask)
+        entries = allowed_entries((self,), wider)
         least, eliminated = eliminate(entries, elimination_order([decisions for decisions, _ in entries]))
-        return self.constant + float(least[0]), eliminated
+        (positions,) = best_positions(eliminated, num_decisions=len(wider))
+        allowed = [np.flatnonzero(row) for row in mask]
+        choices = np.array([row[c] for row, c in zip(allowed, positions[: len(mask)], strict=True)])
+        cost = bound = self.constant + float(least[0])
+        if self.extension is not None:
+            choices, cost = self._descended(choices, allowed, target=bound + NEGLIGIBLE * abs(bound))
+        return Least(choices=tuple(choices.tolist()), cost=cost, bound=bound)
+
+    def _descended(
+        self, start: IntArray, allowed: Sequence[IntArray], *, target: float
+    ) -> tuple[IntArray, float]:
+        """Return the best choices (D,) that local searches find, from ``start`` first, and their cost."""
+        moves = Moves(allowed)
+        best = descend(self.of, start, moves, target=target)
+        for other in starts(self.of, allowed) if best[1] > target else ():
+            best = min(best, descend(self.of, other, moves, target=target), key=lambda one: one[1])
+        return best
 
     def scaled(self, intercept: float, slope: float) -> CostTable:
         """Return the table of ``intercept + slope * cost``."""
         factors = tuple(Factor(factor.decisions, slope * factor.values) for factor in self.factors)
-        return CostTable(factors, intercept + slope * self.constant)
+        return CostTable(factors, intercept + slope * self.constant, self.extension)
 
     def plus(self, other: CostTable) -> CostTable:
-        """Return the table of the sum of both costs."""
-        return CostTable(self.factors + other.factors, self.constant + other.constant)
+        """Return the table of the sum of both costs. Raises ValueError for tables with different derived values."""
+        extension = common_extension((self.extension, other.extension))
+        return CostTable(self.factors + other.factors, self.constant + other.constant, extension)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the table as plain lists and numbers; floats survive a round trip exactly."""
+        """Return constant and factors as plain lists and numbers; floats survive a round trip exactly."""
         factors = [{"decisions": list(f.decisions), "values": f.values.tolist()} for f in self.factors]
         return {"constant": float(self.constant), "factors": factors}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CostTable:
+    def from_json(cls, data: Mapping[str, Any], extension: Extension | None = None) -> CostTable:
         """Return the table that :meth:`to_json` gave. Raises ConfigError when it is not one."""
         try:
             rows = [
@@ -150,11 +187,15 @@ class CostTable:
             raise ConfigError(
                 f"cost table: {error!r}; expected 'constant' and 'factors' of 'decisions' and 'values'"
             ) from error
-        return cls(tuple(Factor(decisions, values) for decisions, values in rows), constant)
+        return cls(tuple(Factor(decisions, values) for decisions, values in rows), constant, extension)
 
     @cached_property
     def _stack(self) -> TableStack:
         return TableStack((self,))
+
+    @cached_property
+    def _least(self) -> dict[CandidateMask, Least]:
+        return {}
 
 
 class TableStack:
@@ -167,6 +208,7 @@ class TableStack:
     def __init__(self, costs: Sequence[Cost]) -> None:
         self._others = [(m, cost) for m, cost in enumerate(costs) if not isinstance(cost, CostTable)]
         tables = [cost if isinstance(cost, CostTable) else CostTable(()) for cost in costs]
+        self._extension = common_extension([table.extension for table in tables])
         layout = _layout(tables)
         sizes = [int(np.prod(shape, dtype=np.int64)) for shape in layout.values()]
         starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
@@ -196,7 +238,9 @@ class TableStack:
 
     def of(self, choices: IntArray) -> FloatArray:
         """Return the costs (M, n) of ``choices`` (n, D). Raises ValueError for an index out of range."""
-        columns = np.ascontiguousarray(np.asarray(choices, dtype=np.int64).T)  # (D, n)
+        choices = np.asarray(choices, dtype=np.int64)
+        wider = choices if self._extension is None else self._extension.choices(choices)
+        columns = np.ascontiguousarray(wider.T)  # (D + E, n)
         self._check(columns)
         places = np.broadcast_to(self._starts, (self._starts.shape[0], columns.shape[1]))  # (F, n)
         for decisions, strides in zip(self._decisions, self._strides, strict=True):
@@ -204,17 +248,18 @@ class TableStack:
         costs: FloatArray = self._values.take(places, axis=1).sum(axis=1)  # (M, F, n) -> (M, n)
         costs = self._constants + costs
         for m, cost in self._others:
-            costs[m] = cost.of(columns.T)
+            costs[m] = cost.of(choices)
         return costs
 
     def expected(self, theta: FloatArray) -> FloatArray:
         """Return E[cost] (M, K) for independent decisions: probabilities ``theta`` (K, D, C), padded with zeros."""
         num_profiles, num_tables = len(theta), len(self._values)
+        wider = theta if self._extension is None else self._extension.theta(theta)
         total = np.repeat(self._constants, num_profiles, axis=1)  # (M, K)
         for decisions, values in self._factors:
             left = np.broadcast_to(values, (num_profiles, *values.shape))  # (K, M, C_a, C_b, …)
             for decision in reversed(decisions):  # each drops the last axis
-                weights = theta[:, decision, : left.shape[-1]]
+                weights = wider[:, decision, : left.shape[-1]]
                 left = (left.reshape(num_profiles, -1, left.shape[-1]) @ weights[:, :, None]).reshape(
                     left.shape[:-1]
                 )
@@ -235,19 +280,30 @@ class TableStack:
 def tabulate(
     space: SearchSpace, cost_of_layer: Callable[[LayerSpec], float], constant: float = 0.0
 ) -> CostTable:
-    """Return the cost that adds ``cost_of_layer`` over the layers of an architecture: one factor per slot.
+    """Return the cost that adds ``cost_of_layer`` over the layers of an architecture.
 
-    Each distinct layer is priced once; a skipped slot costs 0.
+    One factor for all slots that depend on the same decisions. Each distinct layer is priced once; a skipped slot
+    costs 0.
     """
-    prices = {layer: float(cost_of_layer(layer)) for layer in space.distinct_layers()}
-    num_candidates = space.num_candidates()
-    factors = []
+    prices: dict[LayerSpec | None, float] = {
+        layer: float(cost_of_layer(layer)) for layer in space.distinct_layers()
+    }
+    prices[None] = 0.0
+    return tabulate_slots(space, lambda slot, choice: prices[slot.layers[choice]], constant)
+
+
+def tabulate_slots(
+    space: SearchSpace, cost_of: Callable[[LayerSlot, tuple[int, ...]], float], constant: float = 0.0
+) -> CostTable:
+    """Return the cost that adds ``cost_of`` a slot and the choice of what stands there: a key of its ``layers``."""
+    sizes = space.num_values()
+    tables: dict[tuple[int, ...], FloatArray] = {}
     for slot in space.slots:
-        values = np.zeros([num_candidates[d] for d in slot.decisions])
-        for choice, layer in slot.layers.items():
-            values[choice] = 0.0 if layer is None else prices[layer]
-        factors.append(Factor(slot.decisions, values))
-    return CostTable(tuple(factors), constant)
+        values = tables.setdefault(slot.decisions, np.zeros([sizes[d] for d in slot.decisions]))
+        for choice in slot.layers:
+            values[choice] += cost_of(slot, choice)
+    factors = tuple(Factor(decisions, values) for decisions, values in tables.items())
+    return CostTable(factors, constant, Extension.of_space(space))
 
 
 def allowed_entries(tables: Sequence[CostTable], mask: CandidateMask) -> list[Entry]:
@@ -263,57 +319,6 @@ def allowed_entries(tables: Sequence[CostTable], mask: CandidateMask) -> list[En
         allowed = np.ix_(np.arange(len(tables)), *(np.flatnonzero(mask[d]) for d in decisions))
         entries.append((decisions, values[allowed]))
     return entries
-
-
-def elimination_order(scopes: Sequence[tuple[int, ...]]) -> list[int]:
-    """Return an order in which the tables over ``scopes`` stay small: the decision with the fewest neighbours first."""
-    left = [set(scope) for scope in scopes if scope]
-    order = []
-    while left:
-        met = {d: set().union(*(scope for scope in left if d in scope)) for d in sorted(set().union(*left))}
-        chosen = min(met, key=lambda d: len(met[d]))
-        order.append(chosen)
-        joined = met[chosen] - {chosen}
-        left = [scope for scope in left if chosen not in scope] + [joined] * bool(joined)
-    return order
-
-
-def eliminate(entries: Sequence[Entry], order: Sequence[int]) -> tuple[FloatArray, list[Eliminated]]:
-    """Return the least values (L,) of the sums of ``entries`` and, in ``order``, what was eliminated.
-
-    order: every decision of the entries once. The work grows with the widest table met on the way.
-    """
-    tables = list(entries)
-    eliminated = []
-    for chosen in order:
-        scope, costs = _joint([entry for entry in tables if chosen in entry[0]], last=chosen)
-        found = Eliminated(decision=chosen, neighbours=scope[:-1], costs=costs)
-        eliminated.append(found)
-        tables = [entry for entry in tables if chosen not in entry[0]]
-        tables.append((found.neighbours, found.least()))
-    return np.asarray(sum((values for _, values in tables), np.zeros(1))), eliminated
-
-
-def best_positions(eliminated: Sequence[Eliminated], *, num_decisions: int) -> IntArray:
-    """Return the choices (L, D) of the least values, as positions among the candidates that were left."""
-    num_sums = len(eliminated[0].costs) if eliminated else 1
-    positions = np.zeros((num_sums, num_decisions), dtype=np.int64)
-    for one in reversed(eliminated):
-        seen = one.costs[(np.arange(num_sums), *positions[:, list(one.neighbours)].T)]  # (L, C)
-        positions[:, one.decision] = seen.argmin(axis=-1)
-    return positions
-
-
-def _joint(entries: Sequence[Entry], *, last: int) -> Entry:
-    """Return the sum of ``entries`` as one table over all their decisions, ``last`` as the last axis."""
-    others = sorted({d for decisions, _ in entries for d in decisions} - {last})
-    scope = (*others, last)
-    total: FloatArray = np.zeros(())
-    for decisions, values in entries:
-        order = sorted(range(len(decisions)), key=lambda axis: scope.index(decisions[axis]))
-        missing = tuple(1 + axis for axis, d in enumerate(scope) if d not in decisions)
-        total = total + np.expand_dims(values.transpose(0, *(1 + axis for axis in order)), missing)
-    return scope, total
 
 
 def _layout(tables: Sequence[CostTable]) -> dict[tuple[int, ...], tuple[int, ...]]:

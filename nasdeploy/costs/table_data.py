@@ -151,8 +151,12 @@ class LatencyTable:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the table as plain data."""
-        return {"schema": SCHEMA, **asdict(self)}
+        """Return the table as plain data; that a layer has one input goes without saying, as in older tables."""
+        rows = asdict(self)
+        for entry in rows["entries"]:
+            if entry["spec"]["num_inputs"] == 1:
+                del entry["spec"]["num_inputs"]
+        return {"schema": SCHEMA, **rows}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyTable:
@@ -162,7 +166,7 @@ class LatencyTable:
                 f"latency table: schema {data.get('schema')!r}; expected '{SCHEMA}'; {REMEDY} makes a new one"
             )
         try:
-            return _read({key: value for key, value in data.items() if key != "schema"})
+            return _read(data)
         except ValueError as error:
             raise ConfigError(f"latency table: {error}; {REMEDY} makes a new one") from error
 
@@ -174,14 +178,15 @@ def _reader() -> TypeAdapter[LatencyTable]:
 
 def _read(content: Mapping[str, Any]) -> LatencyTable:
     """Return the table that ``content`` describes exactly. Raises ValueError with the first thing that is wrong."""
-    text = json.dumps(content, allow_nan=False)
+    rest = {key: value for key, value in content.items() if key != "schema"}
+    text = json.dumps(rest, allow_nan=False)
     try:
         table = _reader().validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ValueError(f"'{place}': {first['msg'][:1].lower()}{first['msg'][1:]}") from error
-    if json.loads(json.dumps(asdict(table))) != json.loads(text):
+    if json.loads(json.dumps(table.to_json())) != json.loads(json.dumps(content)):
         raise ValueError("holds keys that do not belong there")
     _check_values(table)
     return table

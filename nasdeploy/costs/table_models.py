@@ -14,6 +14,7 @@ from nasdeploy.costs.graphs import (
     IR_VERSION,
     OUTPUT_NAME,
     chain_graph,
+    graph_layers,
     network_graph,
     random_weights,
     serialise,
@@ -114,10 +115,7 @@ class ModelWriter:
     def network(self, architecture: Architecture) -> Path:
         """Write the file of ``architecture`` with random weights."""
         image_shape = self.space.input_shape(architecture)
-        layers = [
-            (name, spec, random_weights(spec, self.rng))
-            for name, spec in self.space.named_layers(architecture)
-        ]
+        layers = graph_layers(self.space.placed(architecture), lambda spec: random_weights(spec, self.rng))
         return self._write(
             network_graph(
                 layers,

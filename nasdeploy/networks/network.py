@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from nasdeploy.networks.evaluation import evaluate
 from nasdeploy.networks.operations import build_layer, initialise
-from nasdeploy.spaces.base import Architecture, LayerSpec, SearchSpace
+from nasdeploy.spaces.base import Architecture, LayerSpec, PlacedLayer, SearchSpace
 
 
 class Normalise(nn.Module):
@@ -28,21 +29,26 @@ class Normalise(nn.Module):
 
 
 class Network(nn.Module):
-    """A chain of named layers behind a normalisation of the pixels."""
+    """Layers that read one another's values, behind a normalisation of the pixels; the last one gives the logits.
 
-    def __init__(self, named_layers: tuple[tuple[str, LayerSpec], ...], normalise: Normalise) -> None:
+    placed: the layers, each behind those that it reads.
+    """
+
+    def __init__(self, placed: Sequence[PlacedLayer], normalise: Normalise) -> None:
         super().__init__()
-        self.specs: Mapping[str, LayerSpec] = dict(named_layers)
+        self.placed = tuple(placed)
+        self.specs: Mapping[str, LayerSpec] = {layer.name: layer.spec for layer in placed}
         self.normalise = normalise
         # Module names may not contain dots.
-        self.layers = nn.ModuleDict({_key(name): build_layer(spec) for name, spec in named_layers})
+        self.layers = nn.ModuleDict({_key(layer.name): build_layer(layer.spec) for layer in placed})
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pixels (B, C, s, s), float, 0..255, to logits (B, num_classes)."""
-        x = self.normalise(x)
-        for layer in self.layers.values():
-            x = layer(x)
-        return x
+        return evaluate(self.placed, self.normalise(x), self._compute)
+
+    def _compute(self, layer: PlacedLayer, values: list[Tensor]) -> Tensor:
+        y: Tensor = self.layer(layer.name)(*values)
+        return y
 
     def layer(self, slot: str) -> nn.Module:
         """Return the layer that stands in ``slot``."""
@@ -64,6 +70,6 @@ def build_network(
     The global random generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):  # the constructors of torch.nn draw from the global generator
-        network = Network(space.named_layers(architecture), normalise)
+        network = Network(space.placed(architecture), normalise)
     initialise(network, generator or torch.Generator().manual_seed(0))
     return network

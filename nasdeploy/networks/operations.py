@@ -17,25 +17,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasdeploy.errors import ConfigError
+from nasdeploy.networks.blocks import ConvNorm, ElasticConvNorm, ElasticLayer, kernels_of, widest
+from nasdeploy.networks.cells import (
+    ElasticJoin,
+    ElasticJoinClassifier,
+    ElasticPool,
+    ElasticSeparable,
+    ElasticSum,
+    Join,
+    JoinClassifier,
+    Pool,
+    Separable,
+    Sum,
+)
 from nasdeploy.spaces.base import LayerSpec
 
-
-class ConvNorm(nn.Sequential):
-    """Convolution without bias, batch norm and, where ``activation``, ReLU6; 'same' padding."""
-
-    def __init__(
-        self,
-        i: int,
-        o: int,
-        *,
-        kernel: int = 1,
-        stride: int = 1,
-        depthwise: bool = False,
-        activation: bool = True,
-    ) -> None:
-        groups = o if depthwise else 1
-        conv = nn.Conv2d(i, o, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
-        super().__init__(conv, nn.BatchNorm2d(o), *([nn.ReLU6()] if activation else []))
+__all__ = [
+    "LAYER_KINDS",
+    "Classifier",
+    "ConvNorm",
+    "ElasticClassifier",
+    "ElasticConv",
+    "ElasticConvNorm",
+    "ElasticInvertedResidual",
+    "ElasticLayer",
+    "InvertedResidual",
+    "build_elastic_layer",
+    "build_layer",
+    "initialise",
+]
 
 
 class InvertedResidual(nn.Module):
@@ -76,78 +86,21 @@ def _head(spec: LayerSpec) -> nn.Module:
     return ConvNorm(spec.in_channels, spec.out_channels)
 
 
-class ElasticConvNorm(nn.Module):
-    """:class:`ConvNorm` for any channel count up to ``i`` and ``o`` and any of ``kernels``.
-
-    Every kernel size has filters and a batch norm of its own: a 3x3 filter is not the middle of a 5x5 one.
-    """
-
-    def __init__(
-        self,
-        i: int,
-        o: int,
-        *,
-        kernels: Sequence[int] = (1,),
-        depthwise: bool = False,
-        activation: bool = True,
-    ) -> None:
-        super().__init__()
-        self.depthwise = depthwise
-        self.activation = activation
-        i = 1 if depthwise else i
-        self.weights = nn.ParameterDict({str(k): nn.Parameter(torch.empty(o, i, k, k)) for k in kernels})
-        self.gammas = nn.ParameterDict({str(k): nn.Parameter(torch.ones(o)) for k in kernels})
-        self.betas = nn.ParameterDict({str(k): nn.Parameter(torch.zeros(o)) for k in kernels})
-
-    def forward(self, x: Tensor, o: int, kernel: int = 1, stride: int = 1) -> Tensor:
-        """Map (B, i, s, s) to (B, o, s/stride, s/stride) with batch statistics."""
-        key = str(kernel)
-        i = 1 if self.depthwise else x.shape[1]
-        weight = self.weights[key][:o, :i]
-        x = F.conv2d(x, weight, stride=stride, padding=kernel // 2, groups=o if self.depthwise else 1)
-        x = F.batch_norm(x, None, None, self.gammas[key][:o], self.betas[key][:o], training=True)
-        return F.relu6(x, inplace=True) if self.activation else x
-
-    @torch.no_grad()
-    def copy_to(self, plain: nn.Module) -> None:
-        """Write the slice that ``plain`` (a :class:`ConvNorm`) needs into it."""
-        assert isinstance(plain, ConvNorm)
-        conv, norm = plain[0], plain[1]
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
-        key = str(conv.kernel_size[0])
-        o, i = conv.weight.shape[:2]
-        conv.weight.copy_(self.weights[key][:o, :i])
-        norm.weight.copy_(self.gammas[key][:o])
-        norm.bias.copy_(self.betas[key][:o])
-
-
-class ElasticLayer(nn.Module):
-    """A layer with shared weights; subclasses compute any of the layers that they were made from."""
-
-    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
-        """Compute the layer ``spec`` on x (B, i, s, s)."""
-        raise NotImplementedError
-
-    def copy_to(self, plain: nn.Module) -> None:
-        """Write the weights that the plain layer needs into it."""
-        raise NotImplementedError
-
-
 class ElasticConv(ElasticLayer):
     """Stem and head: one convolution."""
 
-    def __init__(self, specs: Sequence[LayerSpec]) -> None:
-        super().__init__()
-        i, o = _widest(specs)
-        self.conv = ElasticConvNorm(i, o, kernels=_kernels(specs))
+    def __init__(self, specs: Sequence[LayerSpec], num_sources: int = 1) -> None:
+        super().__init__(specs, num_sources)
+        i, o = widest(specs)
+        self.conv = ElasticConvNorm(i, o, kernels=kernels_of(specs))
 
-    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
+    def forward(self, *values: Tensor, spec: LayerSpec, taken: Sequence[int] = (0,)) -> Tensor:
         """Compute the layer ``spec`` on x (B, i, s, s)."""
+        (x,) = values
         out: Tensor = self.conv(x, spec.out_channels, spec.kernel, spec.stride)
         return out
 
-    def copy_to(self, plain: nn.Module) -> None:
+    def copy_to(self, plain: nn.Module, taken: Sequence[int] = (0,)) -> None:
         """Write the weights that the plain layer needs into it."""
         self.conv.copy_to(plain)
 
@@ -155,22 +108,23 @@ class ElasticConv(ElasticLayer):
 class ElasticInvertedResidual(ElasticLayer):
     """:class:`InvertedResidual` for any width, expansion and kernel of its slot."""
 
-    def __init__(self, specs: Sequence[LayerSpec]) -> None:
-        super().__init__()
-        i, o = _widest(specs)
+    def __init__(self, specs: Sequence[LayerSpec], num_sources: int = 1) -> None:
+        super().__init__(specs, num_sources)
+        i, o = widest(specs)
         h = max(spec.hidden_channels for spec in specs)
         self.expansion = ElasticConvNorm(i, h)
-        self.depthwise = ElasticConvNorm(h, h, kernels=_kernels(specs), depthwise=True)
+        self.depthwise = ElasticConvNorm(h, h, kernels=kernels_of(specs), depthwise=True)
         self.projection = ElasticConvNorm(h, o, activation=False)
 
-    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
+    def forward(self, *values: Tensor, spec: LayerSpec, taken: Sequence[int] = (0,)) -> Tensor:
         """Compute the block ``spec`` on x (B, i, s, s)."""
+        (x,) = values
         h = spec.hidden_channels
         y: Tensor = self.depthwise(self.expansion(x, h), h, spec.kernel, spec.stride)
         y = self.projection(y, spec.out_channels)
         return x + y if spec.has_residual else y
 
-    def copy_to(self, plain: nn.Module) -> None:
+    def copy_to(self, plain: nn.Module, taken: Sequence[int] = (0,)) -> None:
         """Write the weights that the plain block needs into it."""
         assert isinstance(plain, InvertedResidual)
         self.expansion.copy_to(plain.expansion)
@@ -181,18 +135,19 @@ class ElasticInvertedResidual(ElasticLayer):
 class ElasticClassifier(ElasticLayer):
     """:class:`Classifier` for any input width."""
 
-    def __init__(self, specs: Sequence[LayerSpec]) -> None:
-        super().__init__()
-        i, o = _widest(specs)
+    def __init__(self, specs: Sequence[LayerSpec], num_sources: int = 1) -> None:
+        super().__init__(specs, num_sources)
+        i, o = widest(specs)
         self.weight = nn.Parameter(torch.empty(o, i))
         self.bias = nn.Parameter(torch.zeros(o))
 
-    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:
+    def forward(self, *values: Tensor, spec: LayerSpec, taken: Sequence[int] = (0,)) -> Tensor:
         """Map (B, i, s, s) to logits (B, o)."""
+        (x,) = values
         return F.linear(F.adaptive_avg_pool2d(x, 1).flatten(1), self.weight[:, : spec.in_channels], self.bias)
 
     @torch.no_grad()
-    def copy_to(self, plain: nn.Module) -> None:
+    def copy_to(self, plain: nn.Module, taken: Sequence[int] = (0,)) -> None:
         """Write the weights that the plain layer needs into it."""
         assert isinstance(plain, Classifier)
         plain.linear.weight.copy_(self.weight[:, : plain.linear.in_features])
@@ -204,6 +159,12 @@ LAYER_KINDS: dict[str, tuple[Callable[[LayerSpec], nn.Module], type[ElasticLayer
     "inverted_residual": (InvertedResidual, ElasticInvertedResidual),
     "head": (_head, ElasticConv),
     "classifier": (Classifier, ElasticClassifier),
+    "separable": (Separable, ElasticSeparable),
+    "max_pool": (Pool, ElasticPool),
+    "avg_pool": (Pool, ElasticPool),
+    "sum": (Sum, ElasticSum),
+    "join": (Join, ElasticJoin),
+    "join_classifier": (JoinClassifier, ElasticJoinClassifier),
 }
 
 
@@ -212,28 +173,23 @@ def build_layer(spec: LayerSpec) -> nn.Module:
     return _kind(spec)[0](spec)
 
 
-def build_elastic_layer(specs: Sequence[LayerSpec]) -> ElasticLayer:
-    """Return one layer with shared weights that computes any of ``specs`` (all of one kind)."""
+def build_elastic_layer(specs: Sequence[LayerSpec], num_sources: int = 1) -> ElasticLayer:
+    """Return one layer with shared weights that computes any of ``specs`` (all of one kind).
+
+    num_sources: how many slots it may read.
+    """
     kinds = {spec.kind for spec in specs}
     if len(kinds) != 1:
         raise ConfigError(
             f"a slot mixes layers of the kinds {', '.join(sorted(kinds))}; expected one kind a slot"
         )
-    return _kind(specs[0])[1](specs)
+    return _kind(specs[0])[1](specs, num_sources)
 
 
 def _kind(spec: LayerSpec) -> tuple[Callable[[LayerSpec], nn.Module], type[ElasticLayer]]:
     if spec.kind not in LAYER_KINDS:
         raise ConfigError(f"layer kind '{spec.kind}' is not known; expected one of {', '.join(LAYER_KINDS)}")
     return LAYER_KINDS[spec.kind]
-
-
-def _widest(specs: Sequence[LayerSpec]) -> tuple[int, int]:
-    return max(spec.in_channels for spec in specs), max(spec.out_channels for spec in specs)
-
-
-def _kernels(specs: Sequence[LayerSpec]) -> tuple[int, ...]:
-    return tuple(sorted({spec.kernel for spec in specs}))
 
 
 @torch.no_grad()

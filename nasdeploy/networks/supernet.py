@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nasdeploy.networks.evaluation import evaluate
 from nasdeploy.networks.network import Network, Normalise, build_network
 from nasdeploy.networks.operations import ElasticLayer, build_elastic_layer, initialise
 from nasdeploy.networks.resizing import resize
-from nasdeploy.spaces.base import Architecture, SearchSpace
+from nasdeploy.spaces.base import Architecture, LayerSlot, PlacedLayer, SearchSpace
 
 
 class Supernet(nn.Module):
@@ -18,10 +19,8 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self.normalise = normalise
-        self.elastic_layers = nn.ModuleList(
-            build_elastic_layer([layer for layer in slot.layers.values() if layer is not None])
-            for slot in space.slots
-        )
+        self.elastic_layers = nn.ModuleList(map(_elastic_layer, space.slots))
+        self._places = {slot.name: place for place, slot in enumerate(space.slots)}
         initialise(self, generator)
 
     def forward(self, x: Tensor, architecture: Architecture) -> Tensor:
@@ -31,11 +30,16 @@ class Supernet(nn.Module):
         """
         _, size, _ = self.space.input_shape(architecture)
         x = self.normalise(resize(x, size))  # (B, C, r, r)
-        for slot, layer in zip(self.space.slots, self.elastic_layers, strict=True):
-            spec = slot.layer(architecture)
-            if spec is not None:
-                x = layer(x, spec)
-        return x
+        return evaluate(self.space.placed(architecture), x, self._compute)
+
+    def _compute(self, layer: PlacedLayer, values: list[Tensor]) -> Tensor:
+        y: Tensor = self._elastic(layer)(*values, spec=layer.spec, taken=layer.taken)
+        return y
+
+    def _elastic(self, layer: PlacedLayer) -> ElasticLayer:
+        found = self.elastic_layers[self._places[layer.name]]
+        assert isinstance(found, ElasticLayer)
+        return found
 
     def extract(self, architecture: Architecture) -> Network:
         """Return the stand-alone network of ``architecture`` with a copy of its weights.
@@ -44,8 +48,11 @@ class Supernet(nn.Module):
         """
         device = next(self.parameters()).device
         network = build_network(self.space, architecture, self.normalise).to(device)
-        for slot, layer in zip(self.space.slots, self.elastic_layers, strict=True):
-            if slot.layer(architecture) is not None:
-                assert isinstance(layer, ElasticLayer)
-                layer.copy_to(network.layer(slot.name))
+        for layer in network.placed:
+            self._elastic(layer).copy_to(network.layer(layer.name), layer.taken)
         return network
+
+
+def _elastic_layer(slot: LayerSlot) -> ElasticLayer:
+    specs = [layer for layer in slot.layers.values() if layer is not None]
+    return build_elastic_layer(specs, len(slot.sources()) or 1)

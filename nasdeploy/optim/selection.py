@@ -16,6 +16,7 @@ from nasdeploy.optim import categorical
 from nasdeploy.optim.categorical import BoolArray
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.surrogate import Surrogate
+from nasdeploy.spaces.base import SearchSpace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,23 +43,30 @@ def propose(
     surrogate: Surrogate,
     rng: np.random.Generator,
     config: SelectionConfig | None = None,
+    scaled: int | None = None,
 ) -> IntArray:
     """Return the distinct feasible candidates of one profile: (m, D), by surrogate plus penalty, best first.
 
     theta, mask: (D, C) of the profile, theta with its margin. seen: (N, D) architectures already evaluated,
-    for whichever profile. Empty when nothing feasible was met: the search for neighbours starts from the
-    least violation.
+    for whichever profile. scaled: the decision of all that is looked at that is solved for (:func:`widened`). Empty
+    when nothing feasible was met: the search for neighbours starts from the least violation.
     """
     config = config or SelectionConfig()
+
+    def looked_at(*found: IntArray) -> IntArray:
+        joined = np.concatenate(found)
+        solved = (
+            joined if scaled is None else widened(joined, decision=scaled, mask=mask, objective=objective)
+        )
+        return _distinct(solved)
+
     sharp = categorical.without_margin(theta, mask)
     likeliest = _likeliest(sharp, rng, config)
     known = np.concatenate([categorical.mode(sharp)[None], likeliest, seen])  # (m, D)
-    known = _distinct(known[categorical.within(mask, known)])
+    known = looked_at(known[categorical.within(mask, known)])
     for _ in range(config.num_rounds):
         best = known[_ranked(known, objective, surrogate)[: config.beam]]
-        wider = _distinct(
-            np.concatenate([known, *(categorical.neighbours(choices, mask) for choices in best)])
-        )
+        wider = looked_at(known, *(categorical.neighbours(choices, mask) for choices in best))
         if len(wider) == len(known):
             break
         known = wider
@@ -69,6 +77,32 @@ def shortlist(candidates: IntArray, *, objective: Objective, surrogate: Surrogat
     """Return the feasible ones of ``candidates`` (m, D), at most ``size``, by L̂ + penalty, best first."""
     ranked = candidates[_ranked(candidates, objective, surrogate)]
     return ranked[objective.feasible(ranked)][:size]
+
+
+def scaled_decision(space: SearchSpace) -> int | None:
+    """Return the number of the decision that is solved for, None where the space has none (``scaled_by``)."""
+    names = [decision.name for decision in space.decisions]
+    return names.index(space.scaled_by) if space.scaled_by else None
+
+
+def widened(choices: IntArray, *, decision: int, mask: BoolArray, objective: Objective) -> IntArray:
+    """Return ``choices`` (n, D), each with the last candidate of ``decision`` with which all caps hold: (n, D).
+
+    How papers scale a cell to a budget: by the number of channels. mask: (D, C), what is allowed. An architecture that
+    keeps the caps with none of the candidates stays as it is. So do all where the objective has coefficients: there
+    a wider network is not better by itself.
+    """
+    if any(weight > 0.0 for weight in objective.coefficients.values()):
+        return choices
+    solved = choices.copy()
+    left = np.arange(len(choices))  # those that are too dear with every candidate so far
+    for candidate in np.flatnonzero(mask[decision])[::-1]:
+        tried = choices[left]
+        tried[:, decision] = candidate
+        holds = objective.feasible(tried)
+        solved[left[holds], decision] = candidate
+        left = left[~holds]
+    return solved
 
 
 def settled(

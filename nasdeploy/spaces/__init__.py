@@ -8,29 +8,40 @@ from importlib.metadata import EntryPoint
 from nasdeploy.errors import ConfigError
 from nasdeploy.plugins import call_plugin, entry_points_of, find_plugin
 from nasdeploy.spaces.base import (
+    CLASSIFIERS,
+    IMAGES,
     RESOLUTION,
     Architecture,
     CandidateMask,
     Decision,
+    Derived,
     LayerSlot,
     LayerSpec,
+    PlacedLayer,
     SearchSpace,
     make_slot,
 )
+from nasdeploy.spaces.cell import CellConfig, cell_space
 from nasdeploy.spaces.mobile import MobileConfig, Stage, mobile_space
 from nasdeploy.spaces.resolutions import check_sizes, with_resolutions
 
 __all__ = [
+    "CLASSIFIERS",
+    "IMAGES",
     "RESOLUTION",
     "Architecture",
     "CandidateMask",
+    "CellConfig",
     "Decision",
+    "Derived",
     "LayerSlot",
     "LayerSpec",
     "MobileConfig",
+    "PlacedLayer",
     "SearchSpace",
     "SpaceFactory",
     "Stage",
+    "cell_space",
     "make_slot",
     "make_space",
     "mobile_space",
@@ -43,6 +54,7 @@ SpaceFactory = Callable[[tuple[int, int, int], int], SearchSpace]
 
 BUILTIN_SPACES: dict[str, SpaceFactory] = {
     "mobile": mobile_space,
+    "cell": cell_space,
 }
 
 ENTRY_POINT_GROUP = "nasdeploy.spaces"

@@ -1,40 +1,67 @@
 """What can be chosen, as plain data: decisions, architectures, layers and the space that ties them.
 
-A network is a chain of *slots*. What stands in a slot depends on a few decisions (its own operation, the width
-before it, the width after it), so that every cost which adds up over layers is a sum of small tables over those
-decisions (:class:`nasdeploy.costs.table.CostTable`).
+A network is a graph of *slots*, in the simplest case a chain. What stands in a slot depends on a few decisions (its
+own operation, the width before it, the width after it), so that every cost which adds up over layers is a sum of small
+tables over those decisions (:class:`nasdeploy.costs.table.CostTable`). Where a layer depends on too many of them, such
+as one that joins all values which nobody reads, it depends on a *derived* value instead, a function of decisions.
 
-Notation: D decisions, decision d has C_d candidates, C = max C_d.
+Notation: n architectures, D decisions, decision d has C_d candidates, C = max C_d; E derived values, derived value e
+has E_e values and the number D + e wherever slots and tables name what they depend on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from nasdeploy.errors import ConfigError
+from nasdeploy.spaces.slots import (
+    CLASSIFIERS,
+    IMAGES,
+    Decision,
+    Derived,
+    FloatArray,
+    IntArray,
+    LayerSlot,
+    LayerSpec,
+    PlacedLayer,
+    check_slots,
+    make_slot,
+    slot_row,
+)
+
+if TYPE_CHECKING:
+    from nasdeploy.spaces.graph_view import GraphView
+
+__all__ = [
+    "CLASSIFIERS",
+    "IMAGES",
+    "RESOLUTION",
+    "Architecture",
+    "CandidateMask",
+    "Decision",
+    "Derived",
+    "FloatArray",
+    "IntArray",
+    "LayerSlot",
+    "LayerSpec",
+    "PlacedLayer",
+    "SearchSpace",
+    "make_slot",
+    "to_architectures",
+]
 
 CandidateMask = tuple[tuple[bool, ...], ...]
 """Per decision, per candidate: may it be chosen?"""
 
 RESOLUTION = "resolution"
 """The name of the decision, where there is one, whose candidates are the sides of the input in pixels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """A categorical variable; its candidates are ordered from the cheapest to the most expensive.
-
-    ``channels`` gives the channel count that a candidate stands for, or is empty where the candidates are not
-    channel counts; a profile's ``channel_multiple`` forbids those that it does not divide.
-    """
-
-    name: str
-    candidates: tuple[str, ...]
-    channels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,57 +71,20 @@ class Architecture:
     choices: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerSpec:
-    """One layer as data: enough to build it in torch, to emit it in ONNX, to count and to time it.
-
-    kind: a key of :data:`nasdeploy.networks.operations.LAYER_KINDS`.
-    size: height and width of its input in pixels. expand: hidden channels = ``in_channels * expand``.
-    """
-
-    kind: str
-    in_channels: int
-    out_channels: int
-    size: int
-    kernel: int = 1
-    stride: int = 1
-    expand: int = 1
-
-    @property
-    def out_size(self) -> int:
-        """Height and width of the output, for 'same' padding."""
-        return -(-self.size // self.stride)
-
-    @property
-    def hidden_channels(self) -> int:
-        """Channels between the two 1x1 convolutions of an inverted residual block."""
-        return self.in_channels * self.expand
-
-    @property
-    def has_residual(self) -> bool:
-        """Whether input and output have the same shape, so that the input can be added."""
-        return self.stride == 1 and self.in_channels == self.out_channels
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerSlot:
-    """A place in the chain. ``layers`` maps the candidates of ``decisions`` to a layer, or to None for 'skip'."""
-
-    name: str
-    decisions: tuple[int, ...]
-    layers: Mapping[tuple[int, ...], LayerSpec | None]
-
-    def layer(self, architecture: Architecture) -> LayerSpec | None:
-        """Return what stands here in ``architecture``."""
-        return self.layers[tuple(architecture.choices[d] for d in self.decisions)]
+def to_architectures(choices: IntArray) -> list[Architecture]:
+    """Return the rows of ``choices`` (n, D) as architectures."""
+    return [Architecture(tuple(row)) for row in choices.tolist()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """A chain of slots over D decisions for images of one shape, or of several sizes (:data:`RESOLUTION`).
+    """Slots over D decisions for images of one shape, or of several sizes (:data:`RESOLUTION`).
 
-    image_shape: (channels, height, width), height == width; the largest size where there are several. Raises
-    ConfigError for a decision called "resolution" whose candidates are not sizes in ascending order up to that one.
+    image_shape: (channels, height, width), height == width; the largest size where there are several. derived: values
+    that slots depend on beside decisions. scaled_by: name of the decision that is solved for so that the caps of a
+    profile are met, "" for none. graph: how a model of the loss sees architectures; None: as a chain of decisions.
+    Raises ConfigError for a decision called "resolution" whose candidates are not sizes in ascending order up to that
+    one, and for slots that do not fit together.
     """
 
     name: str
@@ -102,11 +92,19 @@ class SearchSpace:
     slots: tuple[LayerSlot, ...]
     image_shape: tuple[int, int, int]
     num_classes: int
+    derived: tuple[Derived, ...] = ()
+    scaled_by: str = ""
+    graph: GraphView | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for decision in self.decisions:
             if decision.name == RESOLUTION:
                 self._check_resolution(decision.candidates)
+        if self.scaled_by and self.scaled_by not in [decision.name for decision in self.decisions]:
+            raise ConfigError(
+                f"space '{self.name}': scaled_by = '{self.scaled_by}'; expected the name of a decision"
+            )
+        check_slots(self.name, self.slots, self.derived, len(self.decisions))
 
     def _check_resolution(self, candidates: tuple[str, ...]) -> None:
         sizes = [int(text) if text.isdecimal() else 0 for text in candidates]
@@ -118,14 +116,65 @@ class SearchSpace:
             )
 
     def decode(self, architecture: Architecture) -> tuple[LayerSpec, ...]:
-        """Return the network of ``architecture`` as data, input first."""
-        return tuple(layer for _, layer in self.named_layers(architecture))
+        """Return the layers of ``architecture`` as data, input first."""
+        return tuple(layer.spec for layer in self.placed(architecture))
 
     def named_layers(self, architecture: Architecture) -> tuple[tuple[str, LayerSpec], ...]:
         """Return (slot name, layer) for every slot that is not skipped, input first."""
+        return tuple((layer.name, layer.spec) for layer in self.placed(architecture))
+
+    def placed(self, architecture: Architecture) -> tuple[PlacedLayer, ...]:
+        """Return the network of ``architecture`` as data: every layer with what it reads, input first.
+
+        Raises ConfigError for a layer that reads a slot without a value.
+        """
         self.validate(architecture)
-        placed = ((slot.name, slot.layer(architecture)) for slot in self.slots)
-        return tuple((name, layer) for name, layer in placed if layer is not None)
+        values: Sequence[int] = architecture.choices
+        if self.derived:
+            values = self.extended(np.array([values]))[0].tolist()
+        placed = []
+        stands_for = {IMAGES: IMAGES}  # slot: the layer whose value it has
+        before = IMAGES
+        for slot, places in zip(self.slots, self._places, strict=True):
+            key = tuple(values[d] for d in slot.decisions)
+            layer = slot.layers[key]
+            names = (before,) if slot.inputs is None else slot.inputs.get(key, ())
+            if missing := [name for name in names if name not in stands_for]:
+                raise ConfigError(
+                    f"space '{self.name}': slot '{slot.name}' reads '{missing[0]}', which has no value in "
+                    f"{architecture}; expected a slot that holds a layer there"
+                )
+            if layer is not None:
+                inputs, taken = tuple(stands_for[n] for n in names), tuple(places.get(n, 0) for n in names)
+                placed.append(PlacedLayer(name=slot.name, spec=layer, inputs=inputs, taken=taken))
+            elif not names:
+                continue
+            before = stands_for[slot.name] = slot.name if layer is not None else stands_for[names[0]]
+        return tuple(placed)
+
+    @cached_property
+    def _places(self) -> tuple[dict[str, int], ...]:
+        """Per slot: {source: its place among the sources}."""
+        return tuple({name: i for i, name in enumerate(slot.sources())} for slot in self.slots)
+
+    def extended(self, choices: IntArray) -> IntArray:
+        """Return ``choices`` (n, D) with the derived values behind them: (n, D + E).
+
+        Raises ValueError for an index out of range.
+        """
+        choices = np.asarray(choices, dtype=np.int64)
+        counts = self.num_candidates()
+        if (
+            choices.ndim != 2
+            or choices.shape[1] != len(counts)
+            or ((choices < 0) | (choices >= counts)).any()
+        ):
+            raise ValueError(
+                f"choices of shape {choices.shape}: expected {len(counts)} decisions, with candidate indices inside "
+                f"the space '{self.name}'"
+            )
+        columns = [derived.of(choices)[:, None] for derived in self.derived]
+        return np.concatenate([choices, *columns], axis=1)
 
     def input_shape(self, architecture: Architecture) -> tuple[int, int, int]:
         """Return (channels, height, width) of the images that ``architecture`` takes.
@@ -156,6 +205,10 @@ class SearchSpace:
     def num_candidates(self) -> tuple[int, ...]:
         """Return (C_1, …, C_D)."""
         return tuple(len(decision.candidates) for decision in self.decisions)
+
+    def num_values(self) -> tuple[int, ...]:
+        """Return (C_1, …, C_D, E_1, …): the sizes of the axes of tables."""
+        return (*self.num_candidates(), *(derived.num_values for derived in self.derived))
 
     def candidate_mask(self, channel_multiple: int) -> CandidateMask:
         """Return which candidates a device with this channel grid may use.
@@ -216,40 +269,13 @@ class SearchSpace:
 
     def fingerprint(self) -> str:
         """Return a short hash of all that defines the space: what a stored table or search belongs to."""
-        content = [
+        content: list[Any] = [
             self.name,
             self.image_shape,
             self.num_classes,
             [[d.name, d.candidates, d.channels] for d in self.decisions],
-            [
-                [s.name, s.decisions, sorted((k, _spec_row(v)) for k, v in s.layers.items())]
-                for s in self.slots
-            ],
+            [slot_row(slot) for slot in self.slots],
         ]
+        if self.derived or self.scaled_by:
+            content.append([[derived.row() for derived in self.derived], self.scaled_by])
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def _spec_row(spec: LayerSpec | None) -> list[str | int]:
-    if spec is None:
-        return []
-    return [spec.kind, spec.in_channels, spec.out_channels, spec.size, spec.kernel, spec.stride, spec.expand]
-
-
-def make_slot(
-    name: str,
-    decisions: Sequence[Decision],
-    depends_on: Sequence[str],
-    layer: Callable[..., LayerSpec | None],
-) -> LayerSlot:
-    """Tabulate ``layer`` over all combinations of the candidates of the decisions named in ``depends_on``.
-
-    ``layer`` is called with one candidate name per entry of ``depends_on``, in that order.
-    """
-    names = [decision.name for decision in decisions]
-    indices = tuple(names.index(wanted) for wanted in depends_on)
-    candidates = [decisions[d].candidates for d in indices]
-    layers = {
-        choice: layer(*(row[c] for row, c in zip(candidates, choice, strict=True)))
-        for choice in product(*(range(len(row)) for row in candidates))
-    }
-    return LayerSlot(name=name, decisions=indices, layers=layers)

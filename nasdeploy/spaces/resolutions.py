@@ -4,10 +4,53 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from nasdeploy.errors import ConfigError
-from nasdeploy.spaces.base import RESOLUTION, Decision, LayerSlot, SearchSpace
+from nasdeploy.spaces.base import (
+    RESOLUTION,
+    Decision,
+    Derived,
+    FloatArray,
+    IntArray,
+    LayerSlot,
+    SearchSpace,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shifted:
+    """A derived value of a space that got one decision more in front of the others."""
+
+    inner: Derived
+
+    @property
+    def name(self) -> str:
+        """Its name, as before."""
+        return self.inner.name
+
+    @property
+    def decisions(self) -> tuple[int, ...]:
+        """The decisions that it depends on, by their new numbers."""
+        return tuple(d + 1 for d in self.inner.decisions)
+
+    @property
+    def num_values(self) -> int:
+        """How many values there are, as before."""
+        return self.inner.num_values
+
+    def of(self, choices: IntArray) -> IntArray:
+        """Return the values (n,) for ``choices`` (n, D)."""
+        return self.inner.of(choices[:, 1:])
+
+    def marginal(self, theta: FloatArray) -> FloatArray:
+        """Return the probabilities of the values for ``theta`` (D, C)."""
+        return self.inner.marginal(theta[1:])
+
+    def row(self) -> list[Any]:
+        """Return what defines it, as plain data."""
+        return ["shifted", *self.inner.row()]
 
 
 def with_resolutions(spaces: Sequence[SearchSpace]) -> SearchSpace:
@@ -28,6 +71,8 @@ def with_resolutions(spaces: Sequence[SearchSpace]) -> SearchSpace:
         spaces[-1],
         decisions=(resolution, *spaces[-1].decisions),
         slots=tuple(map(_joined, zip(*(space.slots for space in spaces), strict=True))),
+        derived=tuple(map(Shifted, spaces[-1].derived)),
+        graph=None,  # it would not show the resolution
     )
 
 
@@ -59,15 +104,22 @@ def _check_alike(spaces: Sequence[SearchSpace]) -> None:
 
 def _structure(space: SearchSpace) -> Hashable:
     """Return all that has to be the same at every size."""
-    slots = tuple((slot.name, slot.decisions, frozenset(slot.layers)) for slot in space.slots)
-    return space.name, space.image_shape[0], space.num_classes, space.decisions, slots
+    slots = tuple((s.name, s.decisions, frozenset(s.layers), _inputs(s)) for s in space.slots)
+    decisions = (space.decisions, space.derived, space.scaled_by)
+    return space.name, space.image_shape[0], space.num_classes, decisions, slots
+
+
+def _inputs(slot: LayerSlot) -> Hashable:
+    return None if slot.inputs is None else frozenset(slot.inputs.items())
 
 
 def _joined(slots: Sequence[LayerSlot]) -> LayerSlot:
     """Return one slot out of the same slot at every resolution, in their order."""
-    first = slots[0]
+    first, numbered = slots[0], list(enumerate(slots))
+    inputs = {(r, *key): names for r, slot in numbered for key, names in (slot.inputs or {}).items()}
     return LayerSlot(
         name=first.name,
-        decisions=(0, *(d + 1 for d in first.decisions)),
-        layers={(r, *choice): layer for r, slot in enumerate(slots) for choice, layer in slot.layers.items()},
+        decisions=(0, *(d + 1 for d in first.decisions)),  # derived values are numbered behind the decisions
+        layers={(r, *key): layer for r, slot in numbered for key, layer in slot.layers.items()},
+        inputs=None if first.inputs is None else inputs,
     )

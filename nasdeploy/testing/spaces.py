@@ -21,11 +21,14 @@ from nasdeploy.exporters import make_exporter
 from nasdeploy.exporters.runtime import OnnxClassifier
 from nasdeploy.networks import LAYER_KINDS, Supernet
 from nasdeploy.networks.resizing import resize
-from nasdeploy.spaces import Architecture, SearchSpace
+from nasdeploy.spaces import CLASSIFIERS, IMAGES, Architecture, SearchSpace
 from nasdeploy.testing.common import export, plain_network, plain_normalise
 
 TOLERANCE = 1e-4
 """Largest difference of a logit between two ways to compute it, as a fraction of the range of the logits."""
+
+NUM_DRAWS = 20_000
+SUM_TOLERANCE = 1e-9
 
 
 class SpaceContract:
@@ -65,10 +68,33 @@ class SpaceContract:
         space = self._make()
         names = [slot.name.replace(".", "_") for slot in space.slots]  # as modules of torch are called
         assert not _twice(names), f"slots of one name: {_twice(names)}"
+        counts = space.num_values()
         for slot in space.slots:
-            sizes = [len(space.decisions[d].candidates) for d in slot.decisions]
+            sizes = [counts[d] for d in slot.decisions]
             missing = set(product(*map(range, sizes))) - set(slot.layers)
             assert not missing, f"slot {slot.name}: no entry for the candidates {min(missing)}"
+
+    def test_derived_values_have_the_probabilities_of_their_draws(self) -> None:
+        """Expected costs rest on them."""
+        space = self._make()
+        rng = np.random.default_rng(0)
+        counts = space.num_candidates()
+        theta = np.zeros((len(counts), max(counts)))
+        for row, count in zip(theta, counts, strict=True):
+            row[:count] = rng.dirichlet(np.ones(count))
+        drawn = np.stack([rng.choice(theta.shape[1], size=NUM_DRAWS, p=row) for row in theta], axis=1)
+        values = space.extended(drawn)[:, len(counts) :]
+        for derived, column in zip(space.derived, values.T, strict=True):
+            expected = derived.marginal(theta)
+            found = np.bincount(column, minlength=derived.num_values) / NUM_DRAWS
+            assert found.shape == expected.shape, f"{derived.name}: {len(expected)} probabilities"
+            assert abs(expected.sum() - 1) < SUM_TOLERANCE, f"{derived.name}: they sum to {expected.sum()}"
+            error = 5 * np.sqrt(expected / NUM_DRAWS) + 1 / NUM_DRAWS
+            wrong = np.flatnonzero(np.abs(found - expected) > error)
+            assert not wrong.size, (
+                f"{derived.name}: value {wrong[:1]} has probability {expected[wrong[:1]]}; "
+                f"drawn were {found[wrong[:1]]}"
+            )
 
     def test_every_slot_holds_layers_of_one_known_kind(self) -> None:
         for slot in self._make().slots:
@@ -83,15 +109,29 @@ class SpaceContract:
         space = self._make()
         for architecture in self._some(space):
             channels, size, _ = space.input_shape(architecture)
-            for name, layer in space.named_layers(architecture):
-                takes = (layer.in_channels, layer.size)
-                assert takes == (channels, size), (
-                    f"{name}: takes {takes}; given are {channels} channels, {size} pixels"
-                )
-                channels, size = layer.out_channels, layer.out_size
-            last = space.decode(architecture)[-1]
-            found = (last.kind, last.out_channels)
-            assert found == ("classifier", self.num_classes), f"the last layer is {last}"
+            values = {IMAGES: (channels, size)}
+            placed = space.placed(architecture)
+            for layer in placed:
+                takes = (layer.spec.value_channels, layer.spec.size)
+                assert len(layer.inputs) == layer.spec.num_inputs, f"{layer.name}: reads {layer.inputs}"
+                for source in layer.inputs:
+                    channels, size = values[source]
+                    assert takes == (channels, size), (
+                        f"{layer.name}: takes {takes}; given are {channels} channels, {size} pixels"
+                    )
+                values[layer.name] = (layer.spec.out_channels, layer.spec.out_size)
+            last = placed[-1].spec
+            assert last.kind in CLASSIFIERS, f"the last layer is {last}"
+            assert last.out_channels == self.num_classes, f"the last layer is {last}"
+
+    def test_every_layer_is_read(self) -> None:
+        """What nobody reads costs time and learns nothing."""
+        space = self._make()
+        for architecture in self._some(space):
+            placed = space.placed(architecture)
+            read = {name for layer in placed for name in layer.inputs}
+            unread = [layer.name for layer in placed[:-1] if layer.name not in read]
+            assert not unread, f"{architecture}: nobody reads {', '.join(unread)}"
 
     def test_no_architecture_is_cheaper_than_the_smallest_or_dearer_than_the_largest(self) -> None:
         """Percentages of a budget lie between these two."""
