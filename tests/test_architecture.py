@@ -31,12 +31,16 @@ LEVELS = {
     "nasdeploy.spaces": 1,
     "nasdeploy.profiles": 1,
     "nasdeploy.settings": 2,
+    "nasdeploy.costs.derived": 2,
+    "nasdeploy.costs.descent": 2,
+    "nasdeploy.costs.elimination": 2,
     "nasdeploy.costs.table": 2,
     "nasdeploy.optim": 2,
     "nasdeploy.checkpoints": 3,
     "nasdeploy.networks": 3,
     "nasdeploy.data": 3,
     "nasdeploy.costs": 4,
+    "nasdeploy.predictors": 4,
     "nasdeploy.training": 4,
     "nasdeploy.searchers": 5,
     "nasdeploy.exporters": 5,
@@ -63,6 +67,7 @@ SOLE_IMPORTERS = {
     "click": ("nasdeploy.cli",),
     "PIL": ("nasdeploy.data.images",),
     "pyarrow": ("nasdeploy.data.parquet",),
+    "pymoo": ("nasdeploy.searchers.evolution",),
 }
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
