@@ -16,10 +16,13 @@ from nasdeploy.data import Split, TrainingBatches, make_augmentation, training_b
 from nasdeploy.errors import ConfigError
 from nasdeploy.networks import Normalise, Supernet
 from nasdeploy.optim import draws
-from nasdeploy.optim.added import NUM_KEPT, Addition, added_optimizer, relevant
+from nasdeploy.optim.added import NUM_KEPT, Addition, Guide, added_optimizer, relevant
 from nasdeploy.optim.archive import Archive
+from nasdeploy.optim.evolution import EvolutionaryProposer
+from nasdeploy.optim.ladder import proxy_ladder, ridge_rungs
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
+from nasdeploy.optim.streaming import StreamingLadder
 from nasdeploy.searchers.adapting import Adapted, adapt, uncovered
 from nasdeploy.spaces import MobileConfig, Stage, mobile_space
 
@@ -131,6 +134,25 @@ def test_all_evaluations_are_proposals_of_the_model_and_later_than_the_search(en
     found = addition.distribution(np.random.default_rng(0))
     assert found.archive.steps[-24:].tolist() == [20] * 12 + [21] * 12
     assert found.num_steps == 22
+
+
+def test_another_guide_leads_where_it_is_given(ends: PooledOptimizer) -> None:
+    objective = capped(8.0)
+    ladder = proxy_ladder(SIZES, [objective], rungs=ridge_rungs(SIZES), num_repeats=1)
+    model = StreamingLadder(ladder, num_decisions=len(SIZES))
+    proposer = EvolutionaryProposer(num_candidates=SIZES, objectives=[objective], masks=[ALL], model=model)
+    addition = Addition(
+        ends,
+        objective=objective,
+        mask=ALL,
+        num_evaluations=24,
+        rng=np.random.default_rng(1),
+        guide=Guide(model=model, proposer=proposer),
+    )
+    evaluate(addition, num_steps=2)
+    found = addition.distribution(np.random.default_rng(0))
+    assert model.num_samples == len(ends.archive.losses) + 24
+    assert regret(objective, found.modes()[0]) < 0.25 * regret(objective, ends.modes()[1])
 
 
 def test_proposals_keep_to_the_caps_and_the_mask(ends: PooledOptimizer) -> None:

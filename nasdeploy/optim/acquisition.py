@@ -25,6 +25,7 @@ from nasdeploy.optim import categorical
 from nasdeploy.optim.features import CostFeatures
 from nasdeploy.optim.gaussian_process import KNEE, MAX_SAMPLES, GaussianProcess, Posterior
 from nasdeploy.optim.objective import Judge, Objective
+from nasdeploy.optim.surrogate import StreamingSurrogate
 from nasdeploy.spaces.base import CandidateMask
 
 SAMPLES_PER_PARAMETER = 1
@@ -58,12 +59,33 @@ class Proposer(Protocol):
         ...
 
 
+class UncertainModel(StreamingSurrogate, Protocol):
+    """What proposals rest on: a model of the losses that learns step by step and knows how sure it is."""
+
+    max_samples: int
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples are remembered."""
+        ...
+
+    @property
+    def choices(self) -> IntArray:
+        """(N, D) of what is remembered."""
+        ...
+
+    def posterior(self, choices: IntArray) -> Posterior:
+        """Return mean (n,) and covariance (n, n) of the losses of ``choices`` (n, D)."""
+        ...
+
+
 class KnowledgeGradient:
     """A :class:`Proposer`: the architectures of the largest gain, by a Gaussian process of all losses.
 
-    objectives, masks: of the K profiles, as for the optimiser. num_elites: from how many architectures, for all
-    profiles together, neighbours are looked at in a round. pool_size: how many architectures the gain is computed
-    for. num_random: of them, how many are uniform ones.
+    objectives, masks: of the K profiles, as for the optimiser. model: another one than :func:`loss_model`. owns_model:
+    whether what is told is passed on to the model, and stored with its state; not where the optimiser's estimator does
+    both already. num_elites: from how many architectures, for all profiles together, neighbours are looked at in a
+    round. pool_size: how many architectures the gain is computed for. num_random: of them, how many are uniform ones.
     """
 
     def __init__(
@@ -72,13 +94,15 @@ class KnowledgeGradient:
         num_candidates: Sequence[int],
         objectives: Sequence[Objective],
         masks: Sequence[CandidateMask] | None = None,
-        model: GaussianProcess | None = None,
+        model: UncertainModel | None = None,
+        owns_model: bool = True,
         num_elites: int = 24,
         num_rounds: int = 3,
         pool_size: int = 384,
         num_random: int = 128,
     ) -> None:
-        self.model = model or loss_model(num_candidates, objectives)
+        self.model: UncertainModel = model or loss_model(num_candidates, objectives)
+        self._owns_model = owns_model
         self._judge = Judge(objectives)
         self._masks = np.stack(
             [
@@ -95,7 +119,8 @@ class KnowledgeGradient:
 
     def tell(self, choices: IntArray, losses: FloatArray, step: int) -> None:
         """Learn the losses (n,) of ``choices`` (n, D), evaluated together at ``step``."""
-        self.model.observe(choices, losses, step)
+        if self._owns_model:
+            self.model.observe(choices, losses, step)
 
     def propose(self, count: int, rng: np.random.Generator) -> IntArray:
         """Return ``count`` different architectures (count, D), in the order of choice; none before n_θ losses."""
@@ -128,11 +153,12 @@ class KnowledgeGradient:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next proposals depend on, as plain lists and numbers."""
-        return {"model": self.model.state_dict()}
+        return {"model": self.model.state_dict() if self._owns_model else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state of :meth:`state_dict`."""
-        self.model.load_state_dict(state["model"])
+        if self._owns_model:
+            self.model.load_state_dict(state["model"])
 
     def _values(self, losses: FloatArray, choices: IntArray) -> FloatArray:
         """Return f_k (K, n) of ``choices`` (n, D) with ``losses`` (n,), infinite where k cannot have them."""

@@ -8,15 +8,19 @@ good for a budget between those that were searched for; beyond them the model on
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
 
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.optim import categorical
-from nasdeploy.optim.acquisition import KnowledgeGradient, loss_model
+from nasdeploy.optim.acquisition import KnowledgeGradient, Proposer, UncertainModel, loss_model
 from nasdeploy.optim.archive import Archive
 from nasdeploy.optim.gaussian_process import MAX_SAMPLES
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
+from nasdeploy.optim.strategy import Strategy
 from nasdeploy.optim.surrogate import RidgeSurrogate
 from nasdeploy.spaces.base import CandidateMask
 
@@ -28,30 +32,60 @@ GUIDED_SHARE = 1.0
 """The model proposes all evaluations, once it knows enough to: the distribution follows it, not single samples."""
 
 
+class RecordedModel(UncertainModel, Protocol):
+    """A model that learns what was recorded at once, then step by step."""
+
+    def fit(self, choices: IntArray, losses: FloatArray, steps: IntArray) -> None:
+        """Learn from choices (N, D), losses (N,) and steps (N,) alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Guide:
+    """The model L̂, without samples, and who proposes by it and passes on to it what was evaluated."""
+
+    model: RecordedModel
+    proposer: Proposer
+
+
+def default_guide(num_candidates: tuple[int, ...], objective: Objective, mask: CandidateMask) -> Guide:
+    """Return a Gaussian process, and the knowledge gradient by it."""
+    model = loss_model(num_candidates, [objective])
+    return Guide(
+        model=model,
+        proposer=KnowledgeGradient(
+            num_candidates=num_candidates, objectives=[objective], masks=[mask], model=model
+        ),
+    )
+
+
 class Addition:
     """What a search recorded, for a profile that it was not for.
 
     searched: the distributions at the end of the search; they stay as they are. mask: what the profile allows.
-    num_evaluations: of how many losses will be told besides, so that the model has room for them.
+    num_evaluations: of how many losses will be told besides, so that the model has room for them. guide: another one
+    than :func:`default_guide`.
 
     ``optimizer`` is there to be asked and told, as often as wanted or never; then ``distribution`` has the answer.
     """
 
     def __init__(
         self,
-        searched: PooledOptimizer,
+        searched: Strategy,
         *,
         objective: Objective,
         mask: CandidateMask,
         num_evaluations: int,
         rng: np.random.Generator,
+        guide: Guide | None = None,
     ) -> None:
         self._objective, self._mask, self._num_candidates = objective, mask, searched.num_candidates
         archive, num_candidates = searched.archive, searched.num_candidates
         size = max(min(NUM_KEPT, MAX_SAMPLES - num_evaluations), 1)
         kept = relevant(archive, num_candidates=num_candidates, objective=objective, mask=mask, size=size)
         choices, losses, steps = archive.choices[kept], archive.losses[kept], archive.steps[kept]
-        self._model = loss_model(num_candidates, [objective])
+        guide = guide or default_guide(num_candidates, objective, mask)
+        self._model = guide.model
         self._model.fit(choices, losses, steps)
         theta = self._follow(None, rng)
         self.optimizer = PooledOptimizer(
@@ -59,9 +93,7 @@ class Addition:
             objectives=[objective],
             masks=[mask],
             initial_theta=theta[None],
-            proposer=KnowledgeGradient(
-                num_candidates=num_candidates, objectives=[objective], masks=[mask], model=self._model
-            ),
+            proposer=guide.proposer,
             guided_share=GUIDED_SHARE,
         )
         for step in np.unique(steps).tolist():

@@ -94,6 +94,12 @@ def flat_index(choices: IntArray, num_columns: int) -> IntArray:
     return choices + num_columns * np.arange(choices.shape[-1])
 
 
+def one_hot(choices: IntArray, num_columns: int) -> FloatArray:
+    """Return T(c) (..., D, C) of ``choices`` (..., D)."""
+    rows: FloatArray = np.equal(choices[..., None], np.arange(num_columns)).astype(np.float64)
+    return rows
+
+
 def sample(theta: FloatArray, rng: np.random.Generator) -> IntArray:
     """Return one architecture per distribution: ``theta`` (n, D, C) -> choices (n, D).
 

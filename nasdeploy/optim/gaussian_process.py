@@ -167,6 +167,19 @@ class GaussianProcess:
         empty = np.empty((0, self._num_decisions), dtype=np.int64)
         return np.concatenate([empty, *(batch.choices for batch in self._batches)])
 
+    @property
+    def fitted_on(self) -> int:
+        """To how many samples the kernel was fitted last; 0 before."""
+        return self._fitted_on
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the losses when the kernel was fitted, 1 where all were equal.
+
+        Raises ValueError before anything was observed.
+        """
+        return self._known().samples.scale.spread
+
     def fit(self, choices: IntArray, losses: FloatArray, steps: IntArray) -> None:
         """Learn from choices (N, D), losses (N,) and steps (N,) alone. Raises ValueError without a sample."""
         if len(losses) == 0:

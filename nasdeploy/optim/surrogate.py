@@ -108,15 +108,18 @@ class RidgeSurrogate:
 
         What came since the last fit enters once it is a sixteenth of all that the model remembers.
         """
-        if self._fit is None or self._num_new >= REFIT_SHARE * self._moments.weight:
-            if self._moments.weight == 0.0:
-                raise ValueError("surrogate: predict before fit")
-            if self._num_new > 0 or self._fit is None:
-                self._solve()
-        fit = self._fit
-        assert fit is not None
+        fit = self._fitted()
         predicted: FloatArray = fit.intercept + fit.effects.take(self._features.places(choices)).sum(axis=-1)
         return predicted
+
+    def effects(self) -> tuple[FloatArray, FloatArray, float]:
+        """Return main effects (D, C), those of neighbouring pairs (D - 1, C, C), both padded with 0, and the rest.
+
+        L̂ is the sum of all three. Raises ValueError before a sample came.
+        """
+        fit = self._fitted()
+        main, pairs = self._features.unpacked(fit.effects)
+        return main, pairs, fit.intercept
 
     def r_squared(self, choices: IntArray, losses: FloatArray) -> float:
         """Return R² on ``choices`` (n, D), ``losses`` (n,) of one step; 0 where the losses do not vary.
@@ -151,6 +154,16 @@ class RidgeSurrogate:
         self._moments.add(self._features.places(choices), losses, step=step, time=time)
         self._num_new += len(losses)
 
+    def _fitted(self) -> _Fit:
+        """Return the model, fitted again where that is due."""
+        if self._fit is None or self._num_new >= REFIT_SHARE * self._moments.weight:
+            if self._moments.weight == 0.0:
+                raise ValueError("surrogate: predict before fit")
+            if self._num_new > 0 or self._fit is None:
+                self._solve()
+        assert self._fit is not None
+        return self._fit
+
     def _solve(self) -> None:
         """Solve (X'WX + Λ) b = X'Wy, both sides centred and the time standardised; the scale of y does not matter."""
         found = self._moments.centred()
@@ -169,7 +182,7 @@ class _Features:
     """Where the ones of an architecture's features lie: its choices, then its pairs of neighbouring choices."""
 
     def __init__(self, num_candidates: Sequence[int], *, pairs: Pairs) -> None:
-        sizes = np.array(num_candidates, dtype=np.int64)
+        self._sizes = sizes = np.array(num_candidates, dtype=np.int64)
         self._starts = np.cumsum(sizes) - sizes  # (D,)
         self.num_main = int(sizes.sum())
         pair_sizes = sizes[:-1] * sizes[1:] if pairs == "neighbours" else np.empty(0, dtype=np.int64)
@@ -185,6 +198,18 @@ class _Features:
             return main
         pairs = self._pair_starts + choices[:, :-1] * self._pair_strides + choices[:, 1:]
         return np.concatenate([main, pairs], axis=1)
+
+    def unpacked(self, effects: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return ``effects`` (P,) as arrays (D, C) and (D - 1, C, C), padded with 0."""
+        width = int(self._sizes.max())
+        main = np.zeros((len(self._sizes), width))
+        pairs = np.zeros((len(self._sizes) - 1, width, width))
+        for d, (start, size) in enumerate(zip(self._starts, self._sizes, strict=True)):
+            main[d, :size] = effects[start : start + size]
+        for d in range(len(pairs) if self.num_pairs else 0):
+            here, there, start = self._sizes[d], self._sizes[d + 1], self._pair_starts[d]
+            pairs[d, :here, :there] = effects[start : start + here * there].reshape(here, there)
+        return main, pairs
 
 
 def _runs(steps: IntArray) -> list[tuple[int, slice]]:
