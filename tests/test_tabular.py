@@ -24,8 +24,8 @@ rivals = importlib.import_module("tabular_rivals")
 
 ALL_ARMS = {**arms.OWN_ARMS, "regularised evolution": rivals.regularised_evolution}
 BEST = np.array([[int(digit) for digit in arch] for arch in ("22212220", "22212202")])
-MOST_REGRET = 0.22
-"""Of the default arm on NAS-Bench-Macro with 600 evaluations, mean of six seeds."""
+MOST_REGRET = 0.25
+"""Of the default arm on NAS-Bench-Macro with 240 evaluations, mean of three seeds; random search: 0.47."""
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_arms_use_what_they_may_and_answer_within_every_cap(name, capped):
 
 @pytest.mark.parametrize("name", ALL_ARMS)
 def test_runs_repeat_by_seed_and_differ_between_seeds(name, macro):
-    first, again, other = (arms.run(ALL_ARMS[name], macro, total=48, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (arms.run(ALL_ARMS[name], macro, total=28, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(first.choices, again.choices)
     assert not np.array_equal(first.choices, other.choices)
 
@@ -243,8 +243,8 @@ def test_the_figure_is_an_svg_with_a_panel_for_each_budget(tmp_path):
 def test_the_default_arm_holds_its_quality_on_nas_bench_macro(macro):
     def mean_regret(name):
         return statistics.fmean(
-            macro.regrets(arms.run(ALL_ARMS[name], macro, total=600, seed=seed).choices)[0].mean()
-            for seed in range(6)
+            macro.regrets(arms.run(ALL_ARMS[name], macro, total=240, seed=seed).choices)[0].mean()
+            for seed in range(3)
         )
 
     ours = mean_regret(arms.DEFAULT_ARM)

@@ -9,16 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from tabular_problems import Problem
 
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.optim import categorical
-from nasdeploy.optim.acquisition import KnowledgeGradient
+from nasdeploy.optim.acquisition import KnowledgeGradient, Proposer, knee_of
 from nasdeploy.optim.categorical import BoolArray
+from nasdeploy.optim.evolution import EvolutionaryProposer
+from nasdeploy.optim.features import CostFeatures
+from nasdeploy.optim.gaussian_predictor import GaussianPredictor
+from nasdeploy.optim.ladder import proxy_ladder, ridge_rungs
 from nasdeploy.optim.objective import Judge
 from nasdeploy.optim.pooled import ESTIMATORS, Estimator, PooledOptimizer
+from nasdeploy.optim.streaming import StreamingLadder, StreamingPredictor
+from nasdeploy.optim.surrogate import StreamingSurrogate
 
 Arm = Callable[["Observer", np.random.Generator], IntArray]
 
@@ -149,11 +156,28 @@ def random_start(observer: Observer, rng: np.random.Generator) -> IntArray:
     return select_guided(observer, proposer, step, rng)
 
 
+class Answering(Proposer, Protocol):
+    """A proposer that answers, too."""
+
+    def answers(self, rng: np.random.Generator, *, size: int = 1) -> list[IntArray]:
+        """Return, for each profile, at most ``size`` feasible architectures (m, D), best first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guide:
+    """Who proposes and answers, and the model of the doubly robust gradient; None: its default."""
+
+    proposer: Answering
+    surrogate: StreamingSurrogate | None = None
+
+
 def pooled(
     observer: Observer,
     rng: np.random.Generator,
     *,
     estimator: Estimator,
+    guide: Callable[[Problem], Guide] | None = None,
     guided: bool = False,
     selecting: bool,
 ) -> IntArray:
@@ -162,11 +186,13 @@ def pooled(
     guided: a share of each step is proposed by the model that the selection uses, too.
     """
     problem = observer.problem
-    proposer = knowledge_gradient(problem)
+    found = guide(problem) if guide is not None else Guide(proposer=knowledge_gradient(problem))
+    proposer = found.proposer
     optimizer = PooledOptimizer(
         num_candidates=problem.num_candidates,
         objectives=problem.objectives,
         estimator=estimator,
+        surrogate=found.surrogate,
         proposer=proposer,
         guided_share=GUIDED_SHARE if guided else 0.0,
     )
@@ -186,6 +212,51 @@ def knowledge_gradient(problem: Problem) -> KnowledgeGradient:
     return KnowledgeGradient(num_candidates=problem.num_candidates, objectives=problem.objectives)
 
 
+def evolution(
+    observer: Observer, rng: np.random.Generator, *, model: Callable[[Problem], StreamingPredictor]
+) -> IntArray:
+    """Evolution on the modelled loss from the first evaluation on, without distributions."""
+    problem = observer.problem
+    proposer = EvolutionaryProposer(
+        num_candidates=problem.num_candidates, objectives=problem.objectives, model=model(problem)
+    )
+    return select_guided(observer, proposer, 0, rng)
+
+
+def proxy_guide(problem: Problem) -> Guide:
+    """Return proxy validation in every seat: the gradient, the proposals and the answers."""
+    proposer = EvolutionaryProposer(
+        num_candidates=problem.num_candidates, objectives=problem.objectives, model=proxy_model(problem)
+    )
+    return Guide(proposer=proposer, surrogate=proxy_model(problem))
+
+
+def evolution_guide(problem: Problem) -> Guide:
+    """Return evolution on a Gaussian process; the gradient has its default model."""
+    proposer = EvolutionaryProposer(
+        num_candidates=problem.num_candidates, objectives=problem.objectives, model=gaussian_model(problem)
+    )
+    return Guide(proposer=proposer)
+
+
+def proxy_model(problem: Problem) -> StreamingLadder:
+    """Return the ladder of the rungs in closed form."""
+    rungs = ridge_rungs(problem.num_candidates)
+    return StreamingLadder(
+        proxy_ladder(problem.num_candidates, problem.objectives, rungs=rungs),
+        num_decisions=len(problem.num_candidates),
+    )
+
+
+def gaussian_model(problem: Problem) -> GaussianPredictor:
+    """Return the model of the product for ``problem``, with gradients."""
+    return GaussianPredictor(
+        problem.num_candidates,
+        features=CostFeatures(problem.num_candidates, problem.objectives),
+        knee=knee_of(problem.objectives),
+    )
+
+
 def feasible_modes(observer: Observer, optimizer: PooledOptimizer, rng: np.random.Generator) -> IntArray:
     """Return the modes (K, D) or, where a mode breaks a cap, the likeliest feasible architecture.
 
@@ -203,9 +274,7 @@ def feasible_modes(observer: Observer, optimizer: PooledOptimizer, rng: np.rando
     return answers
 
 
-def select_guided(
-    observer: Observer, proposer: KnowledgeGradient, step: int, rng: np.random.Generator
-) -> IntArray:
+def select_guided(observer: Observer, proposer: Answering, step: int, rng: np.random.Generator) -> IntArray:
     """Spend what is left of the evaluations on what the model of all losses proposes; return answers (K, D).
 
     It may propose what was evaluated before, where that is worth more than something new. Answers by what the model
@@ -248,4 +317,12 @@ OWN_ARMS: dict[str, Arm] = {
         for suffix, selecting in (("", False), (" + selection", True))
     },
     DEFAULT_ARM: partial(pooled, estimator="doubly_robust", guided=True, selecting=True),
+    "proxy evolution": partial(evolution, model=proxy_model),
+    "evolution": partial(evolution, model=gaussian_model),
+    "doubly_robust, proxy + selection": partial(
+        pooled, estimator="doubly_robust", guide=proxy_guide, guided=True, selecting=True
+    ),
+    "doubly_robust, evolution + selection": partial(
+        pooled, estimator="doubly_robust", guide=evolution_guide, guided=True, selecting=True
+    ),
 }
