@@ -77,6 +77,10 @@ DEVICES = ("auto", "cpu", "cuda")
 AUGMENTATIONS = ("none", "light", "standard")
 CLASS_WEIGHTS = ("none", "balanced")
 ESTIMATORS = ("importance", "doubly_robust", "independent")
+EVALUATORS = ("supernet", "random-weight")
+WARM_STARTS = ("none", "random-weight")
+PREDICTORS = ("gaussian-process", "proxy")
+PROPOSERS = ("knowledge-gradient", "evolution")
 
 _SETTINGS_OPTIONS = (
     click.option("-c", "--config", type=click.Path(path_type=Path), metavar="TOML", help="File of settings."),
@@ -118,6 +122,30 @@ _SETTINGS_OPTIONS = (
         key="search.estimator",
         type=click.Choice(ESTIMATORS),
         help="Pool the samples of all profiles, learn a model of the loss besides, or give each its own samples.",
+    ),
+    _setting(
+        "--evaluator",
+        key="search.evaluator",
+        type=click.Choice(EVALUATORS),
+        help="Judge architectures by shared weights that are trained, or in minutes by random ones.",
+    ),
+    _setting(
+        "--warm-start",
+        key="search.warm_start",
+        type=click.Choice(WARM_STARTS),
+        help="Let the search start from what is best with random weights.",
+    ),
+    _setting(
+        "--predictor",
+        key="search.predictor",
+        type=click.Choice(PREDICTORS),
+        help="Model of the losses, for the selection and for doubly_robust.",
+    ),
+    _setting(
+        "--proposer",
+        key="search.proposer",
+        type=click.Choice(PROPOSERS),
+        help="With doubly_robust: who proposes what is evaluated.",
     ),
     _setting("--exporter", metavar="NAME", help="What writes the ONNX file; or FILE.py:CLASS of your own."),
     _setting("--baselines/--no-baselines", help="Also a random and a narrowed network per profile."),

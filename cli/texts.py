@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from nasdeploy.costs.budgets import Feasibility, FeasibilityRow
     from nasdeploy.costs.comparison import Relative
     from nasdeploy.exporters.verification import Verification
-    from nasdeploy.pipeline import BuildResult, CapResult, Plan, ProfileResult, SearchResult
+    from nasdeploy.pipeline import (
+        BuildResult,
+        CapResult,
+        Plan,
+        ProfileResult,
+        RandomWeightResult,
+        RandomWeightTable,
+        ScoredNetwork,
+        SearchResult,
+    )
     from nasdeploy.pipeline.exporting import ExportResult, ProfileExport
     from nasdeploy.profiles import Budget, HardwareProfile
 
@@ -61,6 +70,21 @@ def _capped(value: float | None, metric: str, cap: CapResult | None) -> str:
 
 
 def search_text(result: SearchResult) -> str:
+    """Return what a search found, and what random weights say, where they were asked."""
+    where = f"run folder: {result.run_dir}"
+    if result.random_weight is None:
+        return f"{_selected_text(result)}\n\n{_search_time(result)}; {where}"
+    scored = random_weight_text(result.random_weight)
+    if not result.trained_weights:
+        return f"{scored}\n\n{where}"
+    return f"{_selected_text(result)}\n\n{_search_time(result)}; {where}\n\n{scored}"
+
+
+def _search_time(result: SearchResult) -> str:
+    return f"{result.num_steps} steps in {duration(result.seconds)}"
+
+
+def _selected_text(result: SearchResult) -> str:
     """Return a line per profile: the accuracy with shared weights, and what the tables say it costs."""
     metrics = list(dict.fromkeys(metric for costs in result.costs.values() for metric in costs))
     header = ("profile", "validation accuracy", *metrics)
@@ -72,8 +96,40 @@ def search_text(result: SearchResult) -> str:
         )
         for profile in result.architectures
     ]
-    summary = f"{result.num_steps} steps in {duration(result.seconds)}; run folder: {result.run_dir}"
-    return f"{text_table(header, rows)}\n\n{summary}"
+    return text_table(header, rows)
+
+
+MAX_SCORED_ROWS = 10
+
+
+def random_weight_text(result: RandomWeightResult) -> str:
+    """Return a table per profile: what it may choose from, and what it has; beneath them the limits of the method."""
+    tables = [_scored_text(profile, table) for profile, table in result.tables.items()]
+    summary = (
+        f"top-1 errors with random weights and a trained last layer, mean and standard error of {result.num_seeds} "
+        f"draws; {result.num_evaluations} networks in {duration(result.seconds)}"
+    )
+    limits = "\n".join(["What these errors do not say:", *(f"- {limit}" for limit in result.limits)])
+    return "\n\n".join([*tables, summary, limits])
+
+
+def _scored_text(profile: str, table: RandomWeightTable) -> str:
+    """Return the non-dominated networks of a profile by error, the chosen one marked; --json has all of them."""
+    metrics = list(table.chosen.costs)
+    shown = list(table.networks[:MAX_SCORED_ROWS])
+    if table.chosen not in shown:
+        shown.append(table.chosen)
+    rows = [_scored_row(network, metrics, chosen=network == table.chosen) for network in shown]
+    left = len(table.networks) - sum(network in shown for network in table.networks)
+    title = f"{profile}: {len(table.networks)} non-dominated of {table.num_feasible} scored within its caps"
+    lines = [title, text_table(("", "error", *metrics), rows), *([f"and {left} more"] if left else [])]
+    return "\n".join(lines)
+
+
+def _scored_row(network: ScoredNetwork, metrics: list[str], *, chosen: bool) -> tuple[str, ...]:
+    error = f"{percent(network.error)} +- {100 * network.standard_error:.2f}"
+    costs = (quantity(network.costs.get(metric), metric) for metric in metrics)
+    return "chosen" if chosen else "", error, *costs
 
 
 def feasibility_text(feasibility: Feasibility) -> str:

@@ -5,8 +5,9 @@
     run.json  config.toml  events.jsonl
     latency/<profile>.json
     memory/<profile>.json
-    search/{supernet.safetensors, state.json, history.csv, evaluations.csv, result.json}
+    search/{supernet.safetensors, state.json, history.csv, evaluations.csv, result.json, importance.json?}
     search/added/{<profile>.json, <profile>.csv}
+    search/{random_weight.json, random_weight.csv}? random_weight/<profile>.json?
     models/<profile>/{model.onnx, model.int8.onnx?, architecture.json, weights.safetensors, training.json, metrics.json,
                       latency.json, verify.json, certify.zip?, MODEL_CARD.md, SHA256SUMS}
     baselines/<profile>/<kind>.json
@@ -117,6 +118,10 @@ class RunFolder:
         self.search_history_part = path / "search" / "history.part.csv"
         self.search_evaluations = path / "search" / "evaluations.csv"
         self.search_evaluations_part = path / "search" / "evaluations.part.csv"
+        self.importance = path / "search" / "importance.json"
+        self.random_weight = path / "search" / "random_weight.json"
+        self.random_weight_evaluations = path / "search" / "random_weight.csv"
+        self.random_weight_checkpoint = path / "search" / "random_weight.checkpoint.safetensors"
         self.exports = path / "exports"
         self.report_json = path / "report" / "report.json"
         self.report_html = path / "report" / "index.html"
@@ -233,6 +238,7 @@ class RunFolder:
             self.memory(name),
             self.adapted(name),
             self.adapted_evaluations(name),
+            self.random_weight_table(name),
         ):
             file.unlink(missing_ok=True)
 
@@ -249,6 +255,10 @@ class RunFolder:
     def baseline_checkpoint(self, profile: str, kind: str) -> Path:
         """Return the path of the state of a baseline's training."""
         return self.path / "baselines" / profile / f"{kind}.checkpoint.safetensors"
+
+    def random_weight_table(self, profile: str) -> Path:
+        """Return the path of what random weights say of the networks that ``profile`` may have."""
+        return self.path / "search" / "random_weight" / f"{profile}.json"
 
     def adapted(self, profile: str) -> Path:
         """Return the path of the distribution of a profile that was added after the search."""

@@ -21,13 +21,85 @@ Rate = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 
 
+RUNGS = ("ridge", "pairs", "graph")
+"""Models that proxy validation chooses among, the simplest first."""
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SearchSettings(_Settings):
-    """The one-shot search (``nasdeploy.searchers.oneshot``)."""
+class RandomWeightSettings(_Settings):
+    """The evaluation of networks whose weights stay random (``nasdeploy.searchers.random_weight``)."""
 
+    num_evaluations: Annotated[int, Field(ge=2)] = Field(
+        default=200, description="architectures, over all generations"
+    )
+    population_size: Annotated[int, Field(ge=4)] = Field(default=24, description="of a generation")
+    num_images: Annotated[int, Field(ge=50)] = Field(
+        default=5_000,
+        description="training images, and as many validation images, that the head is fitted and tested on",
+    )
+    num_seeds: Annotated[int, Field(ge=2)] = Field(
+        default=4,
+        description="draws of the weights, the same for every architecture; their spread is the standard error",
+    )
+    head: Literal["ridge", "softmax"] = Field(
+        default="ridge",
+        description="how the last layer is trained: a ridge regression, or a soft-max regression",
+    )
+    ridge: Rate = Field(default=1.0, description="penalty on the weights of the last layer")
+    num_elite: Positive = Field(
+        default=8, description="of a warm start: architectures a profile that its distribution starts from"
+    )
+    smoothing: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.4, description="of a warm start: share of the uniform distribution"
+    )
+
+
+class ProxySettings(_Settings):
+    """Proxy validation: how the model of the losses is chosen (``nasdeploy.optim.ladder``)."""
+
+    rungs: tuple[Literal["ridge", "pairs", "graph"], ...] = Field(
+        default=("ridge", "pairs", "graph"),
+        min_length=1,
+        description="models to choose among, the simplest first: single decisions, neighbouring pairs, a graph network",
+    )
+    num_repeats: Positive = Field(default=2, description="of the cross-validation that chooses")
+    num_folds: Annotated[int, Field(ge=2)] = Field(
+        default=5, description="of the cross-validation that chooses"
+    )
+
+    @field_validator("rungs", mode="before")
+    @classmethod
+    def _simplest_first(cls, value: object) -> object:
+        """Return each rung once, in the order of :data:`RUNGS`: no other order means anything."""
+        given = list(value) if isinstance(value, list | tuple) else []
+        if not given or not all(rung in RUNGS for rung in given):
+            raise ValueError(f"expected {EXPECTED['search.proxy.rungs']}")
+        return tuple(rung for rung in RUNGS if rung in given)
+
+
+class SearchSettings(_Settings):
+    """The search: which method, and the one-shot search (``nasdeploy.searchers.oneshot``)."""
+
+    evaluator: Literal["supernet", "random-weight"] = Field(
+        default="supernet",
+        description="what architectures are judged by: shared weights that are trained, or, in minutes, random weights "
+        "with a trained last layer",
+    )
+    warm_start: Literal["none", "random-weight"] = Field(
+        default="none",
+        description="with evaluator = supernet: distributions start uniform, or from what is best with random weights",
+    )
+    predictor: Literal["gaussian-process", "proxy"] = Field(
+        default="gaussian-process",
+        description="model of the losses, for selection and for doubly_robust: a Gaussian process, or proxy validation",
+    )
+    proposer: Literal["knowledge-gradient", "evolution"] = Field(
+        default="knowledge-gradient",
+        description="with doubly_robust: who proposes the guided share",
+    )
     estimator: Literal["importance", "doubly_robust", "independent"] = Field(
         default="importance",
         description="pool the samples of all profiles, learn a model of the loss besides, or give each its own "
@@ -66,6 +138,40 @@ class SearchSettings(_Settings):
     num_finalists: Positive = Field(
         default=8, description="architectures a profile that are evaluated on the whole validation split"
     )
+    random_weight: RandomWeightSettings = RandomWeightSettings()
+    proxy: ProxySettings = ProxySettings()
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether shared weights are trained, which what ships may start from."""
+        return self.evaluator == "supernet"
+
+    @property
+    def weighs_at_random(self) -> bool:
+        """Whether networks with random weights are evaluated, for the answer or for a warm start."""
+        return "random-weight" in (self.evaluator, self.warm_start)
+
+    def unused(self) -> dict[str, Any]:
+        """Return what the chosen methods do not look at, as pydantic's ``exclude``: in no fingerprint.
+
+        A setting that came after version 0.1 is left out where it changes nothing, so that older runs are continued.
+        """
+        unused: dict[str, Any] = {"num_added_steps": True}
+        defaults = {"evaluator": "supernet", "warm_start": "none", "predictor": "gaussian-process"}
+        unused |= {name: True for name, value in defaults.items() if getattr(self, name) == value}
+        if self.estimator != "doubly_robust":
+            unused["guided_share"] = True
+        if self.proposer == "knowledge-gradient":
+            unused["proposer"] = True
+        if self.predictor != "proxy":
+            unused["proxy"] = True
+        if not self.weighs_at_random:
+            unused["random_weight"] = True
+        else:
+            unused["random_weight"] = (
+                set() if self.warm_start == "random-weight" else {"num_elite", "smoothing"}
+            )
+        return unused
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:
@@ -73,6 +179,34 @@ class SearchSettings(_Settings):
         if self.estimator == "doubly_robust" and self.num_loss_samples < 2:
             raise ValueError(
                 f"num_loss_samples = {self.num_loss_samples} with estimator = doubly_robust: expected at least 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> Self:
+        """Refuse settings that the chosen methods would silently ignore."""
+        if self.evaluator == "random-weight":
+            nothing = {
+                "warm_start": "none",
+                "predictor": "gaussian-process",
+                "proposer": "knowledge-gradient",
+                "estimator": "importance",
+            }
+            for name, default in nothing.items():
+                if (value := getattr(self, name)) != default:
+                    raise ValueError(
+                        f"{name} = {value} with evaluator = random-weight, which has no distributions: expected "
+                        f"{name} = {default}, or evaluator = supernet"
+                    )
+        if self.proposer == "evolution" and self.estimator != "doubly_robust":
+            raise ValueError(
+                f"proposer = evolution with estimator = {self.estimator}, which asks no proposer: expected estimator = "
+                "doubly_robust"
+            )
+        if self.proposer == "evolution" and self.guided_share == 0.0:
+            raise ValueError(
+                "proposer = evolution with guided_share = 0, which leaves it nothing to propose: expected a share "
+                "above 0, such as guided_share = 0.75"
             )
         return self
 
@@ -169,11 +303,8 @@ class BuildSettings(_Settings):
 
     def fingerprint(self) -> str:
         """Return a short hash of all settings that a run depends on: not of profiles added later, nor of caches."""
-        unused = {"num_added_steps"}
-        if self.search.estimator != "doubly_robust":
-            unused.add("guided_share")
         settings = self.model_dump(
-            mode="json", exclude={"profiles": True, "measure": {"cache"}, "search": unused}
+            mode="json", exclude={"profiles": True, "measure": {"cache"}, "search": self.search.unused()}
         )
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -183,6 +314,13 @@ EXPECTED: dict[str, str] = {
     "retrain.num_steps": "a whole number from 1, such as 900",
     "seed": "a whole number from 0, such as 0",
     "image_size": "a number of pixels, such as 64, or several, such as [96, 128]",
+    "search.random_weight.num_evaluations": "a whole number from 2, such as 200",
+    "search.random_weight.population_size": "a whole number from 4, such as 24",
+    "search.random_weight.num_images": "a whole number from 50, such as 5000",
+    "search.random_weight.num_seeds": "a whole number from 2, such as 4",
+    "search.proxy.rungs": 'one or more of "ridge", "pairs" and "graph", such as ["ridge", "pairs"]',
+    "search.proxy.num_repeats": "a whole number from 1, such as 2",
+    "search.proxy.num_folds": "a whole number from 2, such as 5",
     "profiles": 'names or paths of profiles, such as ["cpu-tight"]',
 }
 """What belongs in a key, with an example, for the messages of :func:`nasdeploy.profiles.messages.read_model`."""

@@ -77,7 +77,11 @@ def _problem(problem: Any, model: type[BaseModel], data: object, expected: Mappi
         return f"{dotted(key)}: missing; {wanted}"
     if not key:
         return wanted
-    return f"{dotted(key)} = {show_value(_value_at(data, key))}: {wanted}"
+    value = _value_at(data, key)
+    contradiction = isinstance(cause, ValueError) and not isinstance(cause, FieldError)
+    if contradiction and isinstance(value, Mapping) and _is_model(model, key):
+        return f"{dotted(key)}: {wanted}"  # between fields, which the message itself names with their values
+    return f"{dotted(key)} = {show_value(value)}: {wanted}"
 
 
 def _expectation(key: Key, problem: Any, expected: Mapping[str, str]) -> str:
@@ -99,6 +103,13 @@ def _model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
     for name in path:
         model = _submodel(model.model_fields[name].annotation) or model
     return model
+
+
+def _is_model(model: type[BaseModel], key: Key) -> bool:
+    """Return whether what stands under ``key`` is a model of its own, with fields."""
+    *parents, name = map(str, key)
+    field = _model_at(model, parents).model_fields.get(name)
+    return field is not None and _submodel(field.annotation) is not None
 
 
 def _submodel(annotation: Any) -> type[BaseModel] | None:

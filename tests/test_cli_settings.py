@@ -16,6 +16,10 @@ from nasdeploy.cli.options import (
     CLASS_WEIGHTS,
     DEVICES,
     ESTIMATORS,
+    EVALUATORS,
+    PREDICTORS,
+    PROPOSERS,
+    WARM_STARTS,
     SettingOption,
     read_settings,
     settings_options,
@@ -106,6 +110,33 @@ def test_every_option_reaches_its_setting():
     )
 
 
+def test_options_of_the_search_method_reach_their_settings():
+    found = settings_of(
+        *("--predictor", "proxy", "--proposer", "evolution", "--estimator", "doubly_robust"),
+        *("--warm-start", "random-weight"),
+    ).search
+    assert (found.predictor, found.proposer, found.warm_start) == ("proxy", "evolution", "random-weight")
+    assert settings_of("--evaluator", "random-weight").search.evaluator == "random-weight"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--evaluator", "random-weight", "--warm-start", "random-weight"),
+            "warm_start = random-weight with evaluator = random-weight",
+        ),
+        (("--proposer", "evolution"), "proposer = evolution with estimator = importance"),
+    ],
+)
+def test_options_that_mean_nothing_together_are_one_line(arguments: tuple[str, ...], message: str):
+    with pytest.raises(ConfigError) as refused:
+        settings_of(*arguments)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
 @pytest.mark.parametrize("command", [build, search])
 def test_setting_options_name_keys_that_exist(command: click.Command):
     keys = [option.key for option in command.params if isinstance(option, SettingOption)]
@@ -118,7 +149,14 @@ def test_setting_options_name_keys_that_exist(command: click.Command):
 
 def test_choices_are_those_of_the_settings():
     assert get_args(BuildSettings.model_fields["device"].annotation) == DEVICES
-    assert get_args(SearchSettings.model_fields["estimator"].annotation) == ESTIMATORS
+    for name, choices in {
+        "estimator": ESTIMATORS,
+        "evaluator": EVALUATORS,
+        "warm_start": WARM_STARTS,
+        "predictor": PREDICTORS,
+        "proposer": PROPOSERS,
+    }.items():
+        assert get_args(SearchSettings.model_fields[name].annotation) == choices
     augment, _ = get_args(BuildSettings.model_fields["augment"].annotation)
     assert get_args(augment) == AUGMENTATIONS
     assert get_args(BuildSettings.model_fields["class_weights"].annotation) == CLASS_WEIGHTS

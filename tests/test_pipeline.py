@@ -164,7 +164,7 @@ def test_every_file_of_the_run_folder_is_there(reference: Reference) -> None:
         *("run.json", "config.toml", "events.jsonl", ".lock"),
         *(f"latency/{profile}.json" for profile in PROFILES),
         *(f"search/{name}" for name in ("supernet.safetensors", "state.json", "result.json")),
-        *(f"search/{name}" for name in ("history.csv", "evaluations.csv")),
+        *(f"search/{name}" for name in ("history.csv", "evaluations.csv", "importance.json")),
         *(f"models/{profile}/{name}" for profile in PROFILES for name in model_files),
         *(f"report/{name}" for name in ("index.html", "report.json", "report.md", "pareto.csv")),
     }
@@ -177,6 +177,7 @@ def test_every_json_file_follows_its_schema(reference: Reference) -> None:
     files = {
         "run": [folder.run],
         "search": [folder.search_result],
+        "importance": [folder.importance],
         "report": [folder.report_json],
         "profile-latency": [folder.latency(profile) for profile in PROFILES],
     }

@@ -18,7 +18,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from nasdeploy.errors import ConfigError, InfeasibleError, RunFolderError
-from nasdeploy.pipeline import BuildResult, build, plan, resuming, search, searching, verify_run
+from nasdeploy.pipeline import BuildResult, build, oneshot, plan, resuming, search, verify_run
 from nasdeploy.progress import Silent, Value
 from nasdeploy.runs import RunFolder, read_json
 from nasdeploy.schemas import load_schema
@@ -128,6 +128,34 @@ def test_a_build_that_was_killed_inside_a_phase_ends_with_the_same_files(
     for row in (*rows, *expected):
         del row["seconds"]
     assert rows == expected
+
+
+def test_a_search_with_another_model_of_the_loss_continues_as_if_nothing_had_happened(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resuming, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(resuming, "MAX_SAVING_SHARE", 1e9)
+    method = {
+        "estimator": "doubly_robust",
+        "predictor": "proxy",
+        "proposer": "evolution",
+        "proxy": {"rungs": ["ridge", "pairs"], "num_repeats": 1},
+        "num_steps": 20,
+        "loss_interval": 1,
+    }
+    settings = BuildSettings.model_validate(
+        {**run.borrowing.model_dump(), "search": {**run.settings.search.model_dump(), **method}}
+    )
+    whole, folder = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    search(settings, output_dir=whole.path)
+    with pytest.raises(KilledError):
+        search(settings, output_dir=folder.path, observer=Killer("search", 13))
+    search(output_dir=folder.path)
+    for path in (folder.search_evaluations, folder.supernet, folder.search_state, folder.importance):
+        assert path.read_bytes() == (whole.path / path.relative_to(folder.path)).read_bytes(), path.name
+    assert [row["name"] for row in read_json(folder.importance)["rungs"]] == ["ridge", "pairs"]
+    rows = list(csv.DictReader(folder.search_evaluations.read_text().splitlines()))
+    assert sum(row["origin"] == "(guided)" for row in rows) > len(rows) // 4
 
 
 def start(run: Run, folder: Path) -> subprocess.Popen[bytes]:
@@ -318,7 +346,7 @@ def test_an_infeasible_budget_is_refused_before_a_single_training_step(
     def train(job: object) -> float:
         raise AssertionError("trained")
 
-    monkeypatch.setattr(searching, "training_speed", train)
+    monkeypatch.setattr(oneshot, "training_speed", train)
     path = tmp_path / "tiny.toml"
     path.write_text('name = "tiny"\n[budget]\nparams = { max = "10" }\n', encoding="utf-8")
     settings = run.settings.model_copy(update={"profiles": (str(path),)})

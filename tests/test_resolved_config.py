@@ -11,14 +11,23 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
-from nasdeploy.cli.merging import assignment_layer, file_layer, merge_layers
+from nasdeploy.cli.merging import Layer, assignment_layer, file_layer, merge_layers, nested
 from nasdeploy.runs import RunFolder
 from nasdeploy.schemas import load_schema
 from nasdeploy.settings import BuildSettings
 
 TEXT = 'my "odd"\\ text of 2024/ü'
-SPECIAL: dict[str, Any] = {"image_size": [96, 128], "time_budget": "1.5h"}
+SPECIAL: dict[str, Any] = {
+    "image_size": [96, 128],
+    "time_budget": "1.5h",
+    "search.evaluator": "supernet",
+    "search.proxy.rungs": ["pairs", "graph"],
+}
 """Values that their type alone does not give."""
+ALONE = {"search.evaluator": "random-weight"}
+"""Means nothing beside other settings that are changed: not changed with them."""
+NEEDED = {"search.proposer": {"search": {"estimator": "doubly_robust"}}}
+"""What a setting means nothing without."""
 
 
 def other_value(annotation: Any, value: Any) -> Any:
@@ -68,7 +77,7 @@ def leaves(model: BaseModel, prefix: str = "") -> dict[str, object]:
 def test_every_setting_is_changed_here() -> None:
     """What the next tests rest on."""
     defaults, changed = leaves(BuildSettings()), leaves(BuildSettings(**CHANGED))
-    assert [key for key, value in changed.items() if value == defaults[key]] == []
+    assert [key for key, value in changed.items() if value == defaults[key]] == [*ALONE]
 
 
 @pytest.mark.parametrize("data", [{}, CHANGED], ids=["defaults", "everything"])
@@ -84,9 +93,9 @@ def test_a_stored_configuration_keeps_a_setting_that_alone_was_changed(key: str,
     value: Any = CHANGED
     for name in key.split("."):
         value = value[name]
-    *parents, name = key.split(".")
-    data = {parents[0]: {name: value}} if parents else {name: value}
-    settings = BuildSettings(**data)
+    needed = [Layer(source="", data=NEEDED[key])] if key in NEEDED else []
+    settings = merge_layers([*needed, Layer(source="", data=nested(key, ALONE.get(key, value)))])
+    assert leaves(settings)[key] != leaves(BuildSettings())[key]
     assert merge_layers([file_layer(resolved(settings, tmp_path))]) == settings
 
 

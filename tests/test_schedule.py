@@ -103,3 +103,33 @@ def test_baselines_are_two_more_networks_a_profile() -> None:
 
     images = BuildSettings().retrain.num_steps * 64
     assert retraining(True) - retraining(False) == pytest.approx(6 * 0.5 * images / 100.0)
+
+
+@pytest.mark.parametrize("method", ["evaluator", "warm_start"])
+def test_networks_with_random_weights_are_a_part_of_the_schedule(method: str) -> None:
+    search = {method: "random-weight"}
+
+    def found(budget: str | None) -> BuildSettings:
+        settings = BuildSettings(time_budget=budget, search=search)
+        return scaled(settings, image_sizes=(28,), num_runtimes=1, images_per_second=SPEED)
+
+    phases = [
+        p.name
+        for p in planned_phases(found(None), image_sizes=(28,), num_runtimes=1, images_per_second=SPEED)
+    ]
+    assert "random weights" in phases
+    assert ("search" in phases) == (method == "warm_start")
+    numbers = [found(text).search.random_weight.num_evaluations for text in ("1s", "30min", "8h")]
+    assert numbers[0] == BuildSettings().search.random_weight.population_size < numbers[1] < numbers[2]
+    assert total_seconds(found("1h")) == pytest.approx(3600, rel=0.01)
+    assert found(None).search.random_weight == BuildSettings().search.random_weight
+
+
+def test_the_graph_network_of_proxy_validation_is_a_part_of_the_schedule() -> None:
+    def selecting(**search: object) -> float:
+        settings = BuildSettings.model_validate({"search": search})
+        phases = planned_phases(settings, image_sizes=(28,), num_runtimes=1, images_per_second=SPEED)
+        return next(phase.seconds for phase in phases if phase.name == "select")
+
+    assert selecting(predictor="proxy") > selecting() + 10.0
+    assert selecting(predictor="proxy", proxy={"rungs": ["ridge", "pairs"]}) == selecting()

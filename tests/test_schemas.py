@@ -90,6 +90,7 @@ def test_every_kind_of_file_has_a_schema() -> None:
         "event",
         "export",
         "export-result",
+        "importance",
         "latency",
         "latency-table",
         "measure",
@@ -99,6 +100,8 @@ def test_every_kind_of_file_has_a_schema() -> None:
         "profile",
         "profile-latency",
         "profile-memory",
+        "random-weight",
+        "random-weight-table",
         "report",
         "run",
         "search",
@@ -135,8 +138,8 @@ def test_a_renamed_key_is_never_accepted(name: str) -> None:
 
 # Objects that say less where there is less to say: {metric: value}, and the layer of a skipped slot.
 OPTIONAL = {"params", "flops", "latency", "file_size"}
-BUDGETED = {"peak_memory"}
-"""Measured only where a budget names it."""
+BUDGETED = {"peak_memory", "random_weight"}
+"""Measured only where a budget names it; a part of the schedule only where random weights are asked."""
 
 OPTIONAL_OF_LAYER = {
     "kernel",
@@ -147,6 +150,7 @@ OPTIONAL_OF_LAYER = {
     "size",
     "out_size",
     "residual",
+    "inputs",
 }
 
 

@@ -22,7 +22,7 @@ from nasdeploy.optim.draws import GUIDED
 from nasdeploy.optim.gaussian_process import GaussianProcess
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
-from nasdeploy.searchers.oneshot import OneShotSearch, SearchStep, to_architectures
+from nasdeploy.searchers.oneshot import OneShotSearch, SearchStep
 from nasdeploy.searchers.selecting import (
     Finalist,
     FinalistJudge,
@@ -32,6 +32,7 @@ from nasdeploy.searchers.selecting import (
 )
 from nasdeploy.settings import SearchSettings
 from nasdeploy.spaces import Architecture, MobileConfig, Stage, mobile_space
+from nasdeploy.spaces.base import to_architectures
 from nasdeploy.training.evaluation import loss_and_accuracy
 from nasdeploy.training.recalibration import recalibrate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from nasdeploy.errors import ConfigError
 from nasdeploy.profiles.messages import read_model
 from nasdeploy.schemas import load_schema
-from nasdeploy.settings import EXPECTED, BuildSettings, SearchSettings, settings_json_schema
+from nasdeploy.settings import EXPECTED, RUNGS, BuildSettings, SearchSettings, settings_json_schema
 
 
 def read(data: dict[str, Any]) -> BuildSettings:
@@ -61,6 +62,11 @@ SPECIAL = {
     "search.estimator": "independent",
     "retrain.start": "scratch",
     "class_weights": "balanced",
+    "search.evaluator": "random-weight",
+    "search.warm_start": "random-weight",
+    "search.predictor": "proxy",
+    "search.random_weight.head": "softmax",
+    "search.proxy.rungs": ("ridge",),
 }
 
 
@@ -83,6 +89,10 @@ def test_defaults_are_valid_and_fit_their_schema() -> None:
         ({"retrain": {"start": "zero"}}, 'retrain.start = "zero": expected'),
         ({"search": {"uniform_share": 1.5}}, "search.uniform_share = 1.5: expected"),
         ({"measure": {"blocks": 4}}, "measure.blocks = 4: expected"),
+        (
+            {"search": {"random_weight": {"num_images": 49}}},
+            "search.random_weight.num_images = 49: expected a whole number from 50, such as 5000",
+        ),
         ({"retrain": {"learning_rate": 0.0}}, "retrain.learning_rate = 0.0: expected"),
     ],
 )
@@ -145,11 +155,90 @@ def test_fingerprint_sees_every_field_but_the_profiles_and_the_cache() -> None:
     assert share.fingerprint() == settings.fingerprint()  # the estimator proposes nothing
     robust = changed(settings, "search.estimator", "doubly_robust")
     assert changed(robust, "search.guided_share", 0.25).fingerprint() != robust.fingerprint()
+    values.pop("search.proposer")  # nobody is asked without doubly_robust; see below
+    for part in ("random_weight", "proxy"):
+        for key in [key for key in values if key.startswith(f"search.{part}.")]:
+            unused = changed(settings, key, values.pop(key))
+            assert unused.fingerprint() == settings.fingerprint()  # the method is not chosen
     added = changed(settings, "search.num_added_steps", values.pop("search.num_added_steps"))
     assert added.fingerprint() == settings.fingerprint()  # of a profile that joins later
     found = {changed(settings, key, value).fingerprint() for key, value in values.items()}
     assert len(found | {settings.fingerprint()}) == len(values) + 1
     assert len(values) > 30
+
+
+def test_fingerprint_sees_what_a_chosen_method_depends_on() -> None:
+    def of(**search: object) -> str:
+        return read({"search": search}).fingerprint()
+
+    robust = {"estimator": "doubly_robust"}
+    assert of(**robust, proposer="evolution") != of(**robust)
+    orders = (["ridge", "graph"], ["graph", "ridge", "graph"])
+    assert len({of(predictor="proxy", proxy={"rungs": rungs}) for rungs in orders}) == 1
+    proxy = [{"rungs": ["ridge"]}, {"num_repeats": 7}, {"num_folds": 3}]
+    assert len({of(predictor="proxy", proxy=one) for one in [{}, *proxy]}) == 4
+    scored = ["num_evaluations", "population_size", "num_images", "num_seeds", "ridge"]
+    warm = {"warm_start": "random-weight"}
+    alone = {"evaluator": "random-weight"}
+    for method in (warm, alone):
+        found = [of(**method, random_weight={name: 90}) for name in scored]
+        found.append(of(**method, random_weight={"head": "softmax"}))
+        assert len({of(**method), *found}) == 7
+    for start in ({"num_elite": 3}, {"smoothing": 0.1}):
+        assert of(**warm, random_weight=start) != of(**warm)
+        assert of(**alone, random_weight=start) == of(**alone)
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"warm_start": "random-weight"}, "warm_start = random-weight with evaluator = random-weight"),
+        ({"predictor": "proxy"}, "predictor = proxy with evaluator = random-weight"),
+        ({"proposer": "evolution"}, "proposer = evolution with evaluator = random-weight"),
+        ({"estimator": "independent"}, "estimator = independent with evaluator = random-weight"),
+        (
+            {
+                "evaluator": "supernet",
+                "estimator": "doubly_robust",
+                "proposer": "evolution",
+                "guided_share": 0.0,
+            },
+            "proposer = evolution with guided_share = 0, which leaves it nothing to propose: expected a share above 0",
+        ),
+        (
+            {"evaluator": "supernet", "proposer": "evolution"},
+            "proposer = evolution with estimator = importance, which asks no proposer: expected estimator =",
+        ),
+    ],
+)
+def test_methods_that_would_do_nothing_are_refused(search: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read({"search": {"evaluator": "random-weight", **search}})
+    assert str(refused.value).startswith(f"build.toml: search: {message}")
+    assert "expected" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "value", [["foo"], ["ridge", "foo", "bar"], [], "ridge", [["ridge"]], {"ridge": 1}, None]
+)
+def test_wrong_rungs_are_named_on_one_line(value: Any) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read({"search": {"proxy": {"rungs": value}}})
+    message = str(refused.value)
+    assert message.startswith(
+        f"build.toml: search.proxy.rungs = {json.dumps(value)}: expected one or more of"
+    )
+    assert all(f'"{rung}"' in message for rung in RUNGS)
+    assert "\n" not in message
+    assert "more error" not in message
+
+
+def test_rungs_have_one_order() -> None:
+    assert read({"search": {"proxy": {"rungs": ["graph", "ridge", "graph"]}}}).search.proxy.rungs == (
+        "ridge",
+        "graph",
+    )
 
 
 def test_a_step_of_doubly_robust_has_something_to_compare() -> None:

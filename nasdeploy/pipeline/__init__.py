@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,32 @@ from nasdeploy.pipeline.building import BuildResult, identity, run_build
 from nasdeploy.pipeline.certifying import CapResult
 from nasdeploy.pipeline.context import Job, check_buildable, default_folder, prepare, torch_environment
 from nasdeploy.pipeline.devices import where
-from nasdeploy.pipeline.distributions import check_joining, find_distributions
 from nasdeploy.pipeline.exporting import ExportResult, export_run
 from nasdeploy.pipeline.figures import ProfileResult
 from nasdeploy.pipeline.measuring import MeasuredRuntime, MeasureResult, measure
 from nasdeploy.pipeline.memory import quick_memory_tables
 from nasdeploy.pipeline.packing import KeptResult, WrittenPack, import_result, pack_table
-from nasdeploy.pipeline.schedule import PlannedPhase, planned_phases, scaled, training_speed
-from nasdeploy.pipeline.searching import is_searched
+from nasdeploy.pipeline.random_weight_tables import (
+    RandomWeightResult,
+    RandomWeightTable,
+    ScoredNetwork,
+    random_weight_result,
+)
+from nasdeploy.pipeline.schedule import (
+    PlannedPhase,
+    planned_phases,
+    scaled,
+    steps_of,
+    training_speed,
+    with_steps,
+)
+from nasdeploy.pipeline.searching import (
+    check_joining,
+    describe_selected,
+    find_networks,
+    is_searched,
+    method_of,
+)
 from nasdeploy.pipeline.selecting import Selector, join_run, select_missing
 from nasdeploy.pipeline.tables import exact_tables, quick_latency_table, size_table
 from nasdeploy.pipeline.verifying import verify_run
@@ -50,6 +68,9 @@ __all__ = [
     "Plan",
     "PlannedPhase",
     "ProfileResult",
+    "RandomWeightResult",
+    "RandomWeightTable",
+    "ScoredNetwork",
     "SearchResult",
     "Verification",
     "WrittenPack",
@@ -75,7 +96,11 @@ METADATA_BYTES = 2_048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """What a search found: per profile the architecture by names, its validation accuracy and predicted costs."""
+    """What a search found: per profile the architecture by names, its validation accuracy and predicted costs.
+
+    num_steps: of the shared weights; where none were trained, how many networks were scored, and the accuracy is that
+    with random weights. random_weight: what those say, None where they were not asked.
+    """
 
     run_dir: Path
     num_steps: int
@@ -83,6 +108,8 @@ class SearchResult:
     architectures: dict[str, dict[str, str]]
     validation_accuracy: dict[str, float]
     costs: dict[str, dict[str, float]]
+    trained_weights: bool = True
+    random_weight: RandomWeightResult | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,22 +157,25 @@ def search(
         settings = _with(settings, overrides, output_dir=output_dir if resume else None)
         job = _open(stack, settings, output_dir, observer, resume=resume)
         with torch_environment(job):
-            found = find_distributions(job)
-            select_missing(job, found, Selector(job, found.supernet))
+            found = find_networks(job)
+            select_missing(job, found.costs, Selector(job, found.outcome))
             join_run(job)
+            describe_selected(job, found.costs)
         return _search_result(job)
 
 
 def _search_result(job: Job) -> SearchResult:
-    found = read_json(job.folder.search_result)
+    totals = method_of(job).totals(job)
     selected = {p.name: read_json(job.folder.model(p.name).architecture) for p in job.profiles}
     return SearchResult(
         run_dir=job.folder.path,
-        num_steps=found["num_steps"],
-        seconds=found["seconds"],
+        num_steps=totals.num_steps,
+        seconds=totals.seconds,
         architectures={name: one["architecture"] for name, one in selected.items()},
         validation_accuracy={name: one["validation"]["accuracy"] for name, one in selected.items()},
         costs={name: one["predicted"] for name, one in selected.items()},
+        trained_weights=totals.trained_weights,
+        random_weight=random_weight_result(job),
     )
 
 
@@ -169,10 +199,10 @@ def plan(
     else:
         folder.check_is(job.fingerprint(), settings.model_dump(mode="json"))
         check_joining(job, known)
-        settings = _with_steps(settings, known["steps"])
+        settings = with_steps(settings, known["steps"])
     phases = planned_phases(settings, **work)
     if known is not None and is_searched(job):
-        phases = [phase for phase in phases if phase.name != "search"]
+        phases = [phase for phase in phases if phase.name not in ("random weights", "search")]
     shape = "x".join(map(str, job.dataset.image_shape))
     return Plan(
         run_dir=folder.path,
@@ -254,7 +284,7 @@ def _open(
         for profile in job.profiles:
             if profile.name not in stored["profiles"]:
                 folder.discard_profile(profile.name)  # of an attempt that failed
-    settings = _with_steps(settings, stored["steps"])
+    settings = with_steps(settings, stored["steps"])
     observers: Sequence[Observer] = [EventLog(folder.events), *([observer] if observer else [])]
     job = job.with_(
         settings=settings,
@@ -267,24 +297,13 @@ def _open(
     return job
 
 
-def _with_steps(settings: BuildSettings, steps: Mapping[str, int]) -> BuildSettings:
-    """Return ``settings`` with the schedule that the first start of the run resolved."""
-    return settings.model_copy(
-        update={
-            part: getattr(settings, part).model_copy(update={"num_steps": steps[part]})
-            for part in ("search", "retrain")
-        }
-    )
-
-
 def _facts(job: Job) -> dict[str, Any]:
     """Return what ``run.json`` says beside the settings; ``steps`` is the schedule after ``time_budget``."""
     settings = job.settings
     if settings.time_budget is not None:
         with torch_environment(job):
             settings = scaled(settings, **_work(job, training_speed(job)))
-    steps = {"search": settings.search.num_steps, "retrain": settings.retrain.num_steps}
-    return {**identity(job), "steps": steps}
+    return {**identity(job), "steps": steps_of(settings)}
 
 
 def _work(job: Job, images_per_second: float) -> dict[str, Any]:
@@ -295,6 +314,7 @@ def _work(job: Job, images_per_second: float) -> dict[str, Any]:
         "num_runtimes": _num_runtimes(job.profiles),
         "images_per_second": images_per_second,
         "num_memory_tables": _num_runtimes(with_memory),
+        "split_sizes": (len(job.dataset.train), len(job.dataset.valid)),
     }
 
 

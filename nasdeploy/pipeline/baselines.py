@@ -14,8 +14,8 @@ from nasdeploy.exporters.runtime import onnx_predictions
 from nasdeploy.files import write_json
 from nasdeploy.pipeline.context import Job
 from nasdeploy.pipeline.models import Builder
+from nasdeploy.pipeline.objectives import make_objective
 from nasdeploy.pipeline.reducing import in_fp32, reduce_model
-from nasdeploy.pipeline.searching import make_objective
 from nasdeploy.pipeline.tables import ProfileCosts, metadata_of
 from nasdeploy.spaces.base import Architecture
 

@@ -19,12 +19,12 @@ from nasdeploy.pipeline.baselines import build_baselines
 from nasdeploy.pipeline.certifying import CapResult, MeasuredFile, cap_results, measure_latency_caps
 from nasdeploy.pipeline.context import Job, dataset_facts, package_versions, torch_environment
 from nasdeploy.pipeline.devices import await_device, device_for, where
-from nasdeploy.pipeline.distributions import Distributions, find_distributions
 from nasdeploy.pipeline.figures import ProfileResult, exact_values, is_finished, metrics_of, profile_result
 from nasdeploy.pipeline.gates import Gates
 from nasdeploy.pipeline.memory import memory_of_file, memory_rooms
 from nasdeploy.pipeline.models import Builder
 from nasdeploy.pipeline.reducing import slowness
+from nasdeploy.pipeline.searching import Found, describe_selected, find_networks
 from nasdeploy.pipeline.selecting import (
     SAFETY,
     Selection,
@@ -62,8 +62,8 @@ def run_build(job: Job) -> BuildResult:
     """Carry out a build in its claimed folder; what is already there is used."""
     with torch_environment(job):
         _warn_of_unbalanced_classes(job)
-        found = find_distributions(job)
-        builder, selector = Builder(job, found.supernet), Selector(job, found.supernet)
+        found = find_networks(job)
+        builder, selector = Builder(job, found.outcome), Selector(job, found.outcome)
         given_up: set[str] = set()
         while True:
             reduced = _build_pending(job, found, builder, selector)
@@ -88,13 +88,14 @@ def _warn_of_unbalanced_classes(job: Job) -> None:
         )
 
 
-def _build_pending(job: Job, found: Distributions, builder: Builder, selector: Selector) -> dict[str, Gates]:
+def _build_pending(job: Job, found: Found, builder: Builder, selector: Selector) -> dict[str, Gates]:
     """Select, retrain, export and verify every profile that has no figures yet.
 
     Returns what is known of the files in smaller number formats, by profile.
     """
-    select_missing(job, found, selector)
+    select_missing(job, found.costs, selector)
     join_run(job)
+    describe_selected(job, found.costs)
     pending = [p for p in job.profiles if not is_finished(job.folder.model(p.name))]
     for profile in pending:  # what is made again must not be described as finished meanwhile
         job.folder.model(profile.name).discard_figures()
@@ -229,13 +230,12 @@ _Broken = dict[str, float]
 """By metric, what is allowed over what the exported file has, less a safety margin."""
 
 
-def _next_selection(job: Job, found: Distributions, name: str, rooms: _Broken) -> Selection:
+def _next_selection(job: Job, found: Found, name: str, rooms: _Broken) -> Selection:
     """Return what is to be selected instead of a network whose file broke a cap."""
     stored = read_json(job.folder.model(name).architecture)
     job.observer.note(f"{name}: the exported file broke a cap ({', '.join(rooms)}); selecting again")
     selection = Selection(
         costs=found.costs[name],
-        source=found.sources[name],
         tightened=dict(stored["tightened"]),
         attempt=stored["attempt"] + 1,
     )

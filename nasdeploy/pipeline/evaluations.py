@@ -11,10 +11,9 @@ from pathlib import Path
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.optim import draws
 from nasdeploy.optim.estimators import Evaluated
-from nasdeploy.optim.pooled import PooledOptimizer
+from nasdeploy.optim.strategy import Strategy
 from nasdeploy.pipeline.step_rows import Row, StepRows, csv_text
-from nasdeploy.searchers.oneshot import to_architectures
-from nasdeploy.spaces.base import SearchSpace
+from nasdeploy.spaces.base import SearchSpace, to_architectures
 
 HEADER = ("step", "origin", "loss")
 GUIDED = "(guided)"
@@ -28,9 +27,7 @@ class Evaluations:
     path: where they are kept until the search ends. names: of the profiles, in the order of the distributions.
     """
 
-    def __init__(
-        self, path: Path, *, names: Sequence[str], space: SearchSpace, optimizer: PooledOptimizer
-    ) -> None:
+    def __init__(self, path: Path, *, names: Sequence[str], space: SearchSpace, optimizer: Strategy) -> None:
         self._part = StepRows(path, first=HEADER)
         self._names, self._space, self._optimizer = names, space, optimizer
         self._taken: Evaluated | None = None

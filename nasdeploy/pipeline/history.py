@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nasdeploy.optim.pooled import Diagnostics, PooledOptimizer
+from nasdeploy.optim.pooled import Diagnostics
+from nasdeploy.optim.strategy import Strategy
 from nasdeploy.pipeline.step_rows import Row, StepRows, csv_text
 from nasdeploy.progress import Value
 from nasdeploy.searchers.oneshot import SearchStep
@@ -22,7 +23,7 @@ HEADER = ("step", "stage", "seconds", "loss")
 class History:
     """The rows of a search; the latest ones in memory, with their losses still on the device."""
 
-    def __init__(self, path: Path, *, names: Sequence[str], optimizer: PooledOptimizer) -> None:
+    def __init__(self, path: Path, *, names: Sequence[str], optimizer: Strategy) -> None:
         self._part = StepRows(path, first=HEADER)
         self._names, self._optimizer = names, optimizer
         self._started: float | None = None

@@ -16,7 +16,7 @@ from nasdeploy.exporters.quantization_errors import OperatorError, operator_erro
 from nasdeploy.exporters.runtime import first_line
 from nasdeploy.exporters.verification import Verification, VerifyLimits, verify_export, verify_file
 from nasdeploy.files import write_json
-from nasdeploy.networks import Supernet, build_network
+from nasdeploy.networks import build_network
 from nasdeploy.pipeline.context import Job
 from nasdeploy.pipeline.gates import AccuracyGate, Gates, Reason
 from nasdeploy.pipeline.reducing import (
@@ -35,9 +35,9 @@ from nasdeploy.pipeline.steps import StepReports
 from nasdeploy.pipeline.tables import metadata_of
 from nasdeploy.profiles import HardwareProfile
 from nasdeploy.runs import ModelFolder, read_json
+from nasdeploy.searchers.seats import SearchOutcome
 from nasdeploy.spaces.base import RESOLUTION, Architecture, SearchSpace
 from nasdeploy.training.evaluation import loss_and_accuracy
-from nasdeploy.training.recalibration import recalibrate
 from nasdeploy.training.retraining import Retraining, Teacher
 
 TRAINING_SCHEMA = "nasdeploy/training/1"
@@ -47,11 +47,14 @@ MAX_PARITY_IMAGES = 5_000
 
 
 class Builder:
-    """Retrains, exports and verifies; the teacher and its outputs are shared by all profiles."""
+    """Retrains, exports and verifies; the teacher and its outputs are shared by all profiles.
 
-    def __init__(self, job: Job, supernet: Supernet) -> None:
+    outcome: of the search; where it trained no weights, networks start from random ones, without a teacher.
+    """
+
+    def __init__(self, job: Job, outcome: SearchOutcome) -> None:
         self._job = job
-        self._supernet = supernet
+        self._outcome = outcome
         self._teachers: dict[Architecture, Teacher] = {}
 
     def build(self, profile: HardwareProfile) -> Gates | None:
@@ -150,8 +153,9 @@ class Builder:
         job, settings = self._job.at(architecture), self._job.settings.retrain
         phase = f"retrain {name}"
         job.observer.start(phase, settings.num_steps)
+        inherited = self._outcome.trained(architecture) if settings.start == "supernet" else None
         loop = Retraining(
-            self._start(architecture),
+            self._random(architecture) if inherited is None else inherited,
             job.batches(job.train, purpose="retrain", batch_size=settings.batch_size, augment=True),
             settings,
             teacher=self._teacher(architecture) if settings.distillation_weight > 0.0 else None,
@@ -167,26 +171,24 @@ class Builder:
         )
         reports.flush()
         network = loop.result()
-        facts = _facts(job, name, network, seconds)
+        facts = _facts(
+            job, name, network, start="scratch" if inherited is None else "supernet", seconds=seconds
+        )
         return network.cpu().to(memory_format=torch.contiguous_format), facts
 
-    def _start(self, architecture: Architecture) -> nn.Module:
-        if self._job.settings.retrain.start == "supernet":
-            return self._inherited(architecture)
+    def _random(self, architecture: Architecture) -> nn.Module:
         generator = self._job.generator("retrain/weights")
         network = build_network(self._job.space, architecture, self._job.normalise(), generator)
         return network.to(self._job.device).to(memory_format=torch.channels_last)
 
-    def _inherited(self, architecture: Architecture) -> nn.Module:
-        network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)
-        recalibrate(network, self._job.at(architecture).recalibration_images)
-        return network
-
-    def _teacher(self, architecture: Architecture) -> Teacher:
-        """Return the largest network that takes the images of ``architecture``."""
+    def _teacher(self, architecture: Architecture) -> Teacher | None:
+        """Return the largest network that takes the images of ``architecture``; None where the search trained none."""
         largest = _largest_like(self._job.space, architecture)
         if largest not in self._teachers:
-            self._teachers[largest] = Teacher(self._inherited(largest))
+            network = self._outcome.trained(largest)
+            if network is None:
+                return None
+            self._teachers[largest] = Teacher(network)
         return self._teachers[largest]
 
 
@@ -224,8 +226,8 @@ def reduced_accuracy(job: Job, profile: HardwareProfile, network: nn.Module, pat
     return accuracy_gate(job, network, path, checks=verify_file(path).checks, limit=limit)
 
 
-def _facts(job: Job, name: str, network: nn.Module, seconds: float) -> dict[str, Any]:
-    """Return what is to be stored of a training. Raises ConfigError where it diverged."""
+def _facts(job: Job, name: str, network: nn.Module, *, start: str, seconds: float) -> dict[str, Any]:
+    """Return what is to be stored of a training; start: from which weights. Raises ConfigError where it diverged."""
     settings = job.settings.retrain
     loss, accuracy = loss_and_accuracy(
         network, job.valid.images, job.valid.labels, class_weights=job.class_weights
@@ -240,7 +242,7 @@ def _facts(job: Job, name: str, network: nn.Module, seconds: float) -> dict[str,
     return {
         "validation": {"loss": loss, "accuracy": accuracy},
         "retraining": {
-            "start": settings.start,
+            "start": start,
             "num_steps": settings.num_steps,
             "seconds": seconds,
             "images_per_second": settings.num_steps * settings.batch_size / seconds,

@@ -9,27 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from nasdeploy.costs.certification import CapCheck
 from nasdeploy.costs.table import CostTable
-from nasdeploy.data import Split
 from nasdeploy.errors import InfeasibleError
 from nasdeploy.exporters.metadata import architecture_hash
 from nasdeploy.files import write_json
-from nasdeploy.networks import Supernet
-from nasdeploy.optim.gaussian_process import GaussianProcess
-from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.pipeline.certifying import measure_latency_caps
 from nasdeploy.pipeline.context import Job
 from nasdeploy.pipeline.devices import is_by_hand
-from nasdeploy.pipeline.distributions import Distributions, Source
 from nasdeploy.pipeline.memory import memory_of_file, memory_room
-from nasdeploy.pipeline.searching import make_objective
-from nasdeploy.pipeline.tables import ProfileCosts, write_untrained
+from nasdeploy.pipeline.objectives import make_objective
+from nasdeploy.pipeline.tables import ProfileCosts, metadata_size, write_untrained
 from nasdeploy.profiles import HardwareProfile, Percent, format_quantity
 from nasdeploy.runs import read_json
-from nasdeploy.searchers.selecting import Finalist, FinalistJudge, candidates, fit_surrogate, rank_finalists
+from nasdeploy.searchers.seats import Ranked, SearchOutcome
 from nasdeploy.spaces.base import Architecture
 
 SCHEMA = "nasdeploy/architecture/1"
@@ -43,10 +37,9 @@ class Selection:
     """What is being selected for one profile. tightened: factors on its caps. attempt: from 1."""
 
     costs: ProfileCosts
-    source: Source
     tightened: dict[str, float] = field(default_factory=dict)
     attempt: int = 1
-    finalist: Finalist | None = None
+    finalist: Ranked | None = None
     num_candidates: int = 0
     objective: float = 0.0
     stored: bool = False
@@ -55,12 +48,9 @@ class Selection:
 class Selector:
     """Chooses architectures from a finished search; evaluations are shared by all profiles and attempts."""
 
-    def __init__(self, job: Job, supernet: Supernet) -> None:
+    def __init__(self, job: Job, outcome: SearchOutcome) -> None:
         self._job = job
-        self._judge = FinalistJudge(
-            supernet, images=lambda a: _images(job.at(a)), class_weights=job.class_weights
-        )
-        self._surrogates: dict[int, GaussianProcess] = {}
+        self._outcome = outcome
 
     def select(self, pending: Sequence[Selection]) -> set[str]:
         """Choose for each of ``pending`` a network that keeps its measured caps, and store it.
@@ -77,7 +67,9 @@ class Selector:
             accepted = [
                 s
                 for s in open_ones
-                if self._accept(s, checks.get(s.costs.profile.name)) and self._accept_memory(s)
+                if self._accept_size(s)
+                and self._accept(s, checks.get(s.costs.profile.name))
+                and self._accept_memory(s)
             ]
             for selection in accepted:
                 self._store(selection)
@@ -94,43 +86,21 @@ class Selector:
     def _choose(self, selection: Selection) -> bool:
         """Choose the best finalist within the tightened caps; return False where there is none."""
         objective = make_objective(selection.costs, tightened=selection.tightened)
-        source = selection.source
-        surrogate = self._surrogate(source.optimizer)
-        found = candidates(
-            source.optimizer,
-            source.k,
-            objective=objective,
-            surrogate=surrogate,
-            seed=self._job.seed("select"),
-        )
+        name = selection.costs.profile.name
+        found = self._outcome.candidates(name, objective=objective)
         if len(found) == 0:
             if not selection.tightened:
                 raise InfeasibleError(
-                    f"{selection.costs.profile.name}: no network was found within all caps and "
+                    f"{name}: no network was found within all caps and "
                     f"{_margins(selection.costs)}; expected higher caps"
                 )
             return False
         size = self._job.settings.search.num_finalists
-        ranked = rank_finalists(
-            found,
-            judge=self._judge,
-            objective=objective,
-            surrogate=surrogate,
-            evaluated=source.optimizer.archive.choices,
-            size=size,
-        )
-        best = ranked[0]
+        best = self._outcome.ranked(name, found, objective=objective, size=size)[0]
         selection.finalist = best
         selection.num_candidates = len(found)
         selection.objective = best.loss + float(objective.penalty(np.array([best.architecture.choices]))[0])
         return True
-
-    def _surrogate(self, optimizer: PooledOptimizer) -> GaussianProcess:
-        """Return the model of the losses that ``optimizer`` knows: fitted once."""
-        key = id(optimizer)
-        if key not in self._surrogates:
-            self._surrogates[key] = fit_surrogate(optimizer)
-        return self._surrogates[key]
 
     def _probe(self, selections: Sequence[Selection]) -> dict[str, CapCheck]:
         """Return what was measured of the chosen networks, from the store where they were measured before."""
@@ -174,6 +144,25 @@ class Selector:
             return True
         predicted = _one(selection.costs.tables["latency"], np.array([_chosen(selection).choices]))
         tighten(selection, "latency", room=room, predicted=predicted)
+        return False
+
+    def _accept_size(self, selection: Selection) -> bool:
+        """Return whether the file of the chosen network keeps its cap; tighten the cap where it does not.
+
+        Only where sizes are estimated: with layers that share nodes (:mod:`nasdeploy.costs.file_size`).
+        """
+        costs, architecture = selection.costs, _chosen(selection)
+        cap = costs.limits.caps.get("file_size")
+        if cap is None or not self._job.space.derived:
+            return True
+        with tempfile.TemporaryDirectory(prefix="nasdeploy-") as folder:
+            path = Path(folder, "model.onnx")
+            write_untrained(self._job.space, architecture, path, runtime=costs.profile.runtime)
+            found = path.stat().st_size + metadata_size(self._job, costs.profile)
+        if found <= cap:
+            return True
+        predicted = _one(costs.tables["file_size"], np.array([architecture.choices]))
+        tighten(selection, "file_size", room=SAFETY * cap / found, predicted=predicted)
         return False
 
     def _accept_memory(self, selection: Selection) -> bool:
@@ -231,11 +220,11 @@ class Selector:
         )
 
 
-def select_missing(job: Job, found: Distributions, selector: Selector) -> None:
+def select_missing(job: Job, costs: Mapping[str, ProfileCosts], selector: Selector) -> None:
     """Choose an architecture for every profile of the job that has none yet."""
     fresh = [
-        Selection(costs=costs, source=found.sources[name])
-        for name, costs in found.costs.items()
+        Selection(costs=one)
+        for name, one in costs.items()
         if not job.folder.model(name).architecture.exists()
     ]
     if fresh:
@@ -249,10 +238,6 @@ def join_run(job: Job) -> None:
     new = [(profile, source) for profile, source in named if profile.name not in stored["profiles"]]
     if new:
         job.folder.add_profiles({p.name: p.to_dict() for p, _ in new}, sources=[source for _, source in new])
-
-
-def _images(job: Job) -> tuple[Tensor, Split]:
-    return job.recalibration_images, job.valid
 
 
 def tighten(selection: Selection, metric: str, *, room: float, predicted: float) -> None:

@@ -14,7 +14,7 @@ from nasdeploy.costs.budgets import Limits, can_be_met, feasibility, require_fea
 from nasdeploy.costs.certification import CapCheck
 from nasdeploy.costs.counting import counting_tables
 from nasdeploy.costs.file_size import file_size_table
-from nasdeploy.costs.graphs import network_graph, random_weights, serialise
+from nasdeploy.costs.graphs import graph_layers, network_graph, random_weights, serialise
 from nasdeploy.costs.latency import measure_models
 from nasdeploy.costs.latency_table import REMEDY, LatencyTable
 from nasdeploy.costs.table import CostTable
@@ -101,7 +101,7 @@ def exact_tables(job: Job, profile: HardwareProfile) -> dict[str, CostTable]:
     key = profile.runtime.precision, profile.runtime.opset
     if key not in job.file_sizes:  # seconds in a reduced precision
         job.file_sizes[key] = size_table(job.space, profile.runtime)
-    size = job.file_sizes[key].scaled(_metadata_bytes(job, profile), 1.0)
+    size = job.file_sizes[key].scaled(metadata_size(job, profile), 1.0)
     return {**job.counts, "file_size": size}
 
 
@@ -222,7 +222,8 @@ def _borrow_tables(job: Job, profiles: Sequence[HardwareProfile]) -> None:
             write_json(target, {**stored, "origin": "run"})
 
 
-def _metadata_bytes(job: Job, profile: HardwareProfile) -> int:
+def metadata_size(job: Job, profile: HardwareProfile) -> int:
+    """Return about how many bytes the metadata of a file for ``profile`` take."""
     metadata = metadata_of(job, profile, job.space.largest())
     return sum(len(key) + len(value.encode()) + 12 for key, value in metadata.items())
 
@@ -254,7 +255,7 @@ def write_untrained(space: SearchSpace, architecture: Architecture, path: Path, 
     """
     rng = np.random.default_rng(0)
     channels = space.image_shape[0]
-    layers = [(name, spec, random_weights(spec, rng)) for name, spec in space.named_layers(architecture)]
+    layers = graph_layers(space.placed(architecture), lambda spec: random_weights(spec, rng))
     model = network_graph(
         layers,
         image_shape=space.input_shape(architecture),

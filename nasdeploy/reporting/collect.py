@@ -13,6 +13,7 @@ from nasdeploy.profiles import METRICS
 from nasdeploy.reporting.checksums import read_checksums
 from nasdeploy.reporting.history import collect_search, collect_totals
 from nasdeploy.reporting.layers import chain_of, space_of
+from nasdeploy.reporting.random_weight import collect_random_weight
 from nasdeploy.reporting.records import Record, read_optional, read_record
 from nasdeploy.runs import ModelFolder, RunFolder
 from nasdeploy.spaces import SearchSpace
@@ -36,6 +37,7 @@ def collect_report(run: RunFolder) -> dict[str, Any]:
         "run": {key: value for key, value in identity.items() if key not in ("schema", "profiles")},
         "profiles": profiles,
         "search": collect_search(run, list(identity["searched"])),
+        "random_weight": collect_random_weight(run, list(identity["profiles"])),
         "totals": collect_totals(run),
     }
 

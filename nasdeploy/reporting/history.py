@@ -15,9 +15,17 @@ PER_PROFILE = ("ess", "stepped", "entropy", "latency", "flops", "params")
 
 
 def collect_search(run: RunFolder, profiles: Sequence[str]) -> dict[str, Any]:
-    """Return the summary of the search, None while it runs, and its history, None where it has not begun."""
+    """Return the summary of the search, None while it runs, and its history, None where it has not begun.
+
+    And which decisions matter, None where no model of the losses has said so.
+    """
     result = read_optional(run.search_result, "nasdeploy/search/1")
-    return {"summary": None if result is None else _summary(result), "history": _history(run, profiles)}
+    importance = read_optional(run.importance, "nasdeploy/importance/1")
+    return {
+        "summary": None if result is None else _summary(result),
+        "history": _history(run, profiles),
+        "importance": None if importance is None else _importance(importance),
+    }
 
 
 def _summary(result: Record) -> dict[str, Any]:
@@ -25,6 +33,19 @@ def _summary(result: Record) -> dict[str, Any]:
     row_keys = ("mode", "entropy", "ess", "expected_costs")
     rows = {name: {key: row[key] for key in row_keys} for name, row in result["profiles"].items()}
     return {key: result[key] for key in keys} | {"profiles": rows}
+
+
+def _importance(stored: Record) -> dict[str, Any]:
+    keys = ("model", "num_evaluations", "num_architectures")
+    candidate_keys = ("name", "effect", "weight")
+    return {key: stored[key] for key in keys} | {
+        "rungs": [{key: row[key] for key in ("name", "tau", "error", "chosen")} for row in stored["rungs"]],
+        "decisions": [
+            {key: row[key] for key in ("name", "range", "error")}
+            | {"candidates": [{key: one[key] for key in candidate_keys} for one in row["candidates"]]}
+            for row in stored["decisions"]
+        ],
+    }
 
 
 def _history(run: RunFolder, profiles: Sequence[str]) -> dict[str, Any] | None:

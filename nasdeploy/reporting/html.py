@@ -5,7 +5,7 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from nasdeploy.reporting import plots, text, views
+from nasdeploy.reporting import effects_plot, plots, random_weight, text, views
 from nasdeploy.reporting.views import Report
 
 __all__ = ["render_html"]
@@ -26,10 +26,13 @@ def render_html(report: Report) -> str:
         "expected_latency": plots.history_plot(report, "latency"),
         "ess": plots.history_plot(report, "ess"),
         "table": plots.table_plot(report),
+        "effects": effects_plot.effects_plot(report),
+        "weights": effects_plot.weights_plot(report),
     }
     return environment.get_template("report.html.j2").render(
         report=report,
         views=views,
+        random_weight=random_weight,
         text=text,
         # matplotlib escapes the texts in its SVG.
         pictures={name: Markup(svg) if svg else None for name, svg in pictures.items()},

@@ -1,4 +1,4 @@
-"""An architecture as the chain of layers that it stands for."""
+"""An architecture as the layers that it stands for: a chain slot by slot, a graph layer by layer."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from nasdeploy.errors import ConfigError
-from nasdeploy.spaces import LayerSpec, SearchSpace, make_space
+from nasdeploy.reporting.text import TIMES
+from nasdeploy.spaces import IMAGES, LayerSpec, SearchSpace, make_space
 
-__all__ = ["chain_of", "space_of"]
+__all__ = ["chain_of", "layer_text", "space_of"]
 
 
 def space_of(identity: Mapping[str, Any]) -> SearchSpace | None:
@@ -29,14 +30,51 @@ def space_of(identity: Mapping[str, Any]) -> SearchSpace | None:
 
 
 def chain_of(space: SearchSpace | None, names: Mapping[str, str]) -> list[dict[str, Any]] | None:
-    """Return the slots of an architecture, input first, each with its layer; None without a space.
+    """Return the layers of an architecture, input first; None without a space.
 
-    Raises ConfigError for names that the space does not have.
+    Of a chain also the slots that are skipped; of a graph what every layer reads. Raises ConfigError for names that
+    the space does not have.
     """
     if space is None:
         return None
     architecture = space.from_names(names)
-    return [_row(slot.name, slot.layer(architecture)) for slot in space.slots]
+    placed = space.placed(architecture)
+    if any(slot.inputs is not None for slot in space.slots):
+        read = ([name for name in layer.inputs if name != IMAGES] for layer in placed)
+        return [
+            _row(layer.name, layer.spec) | {"inputs": names}
+            for layer, names in zip(placed, read, strict=True)
+        ]
+    specs = {layer.name: layer.spec for layer in placed}
+    return [_row(slot.name, specs.get(slot.name)) for slot in space.slots]
+
+
+def layer_text(layer: Mapping[str, Any]) -> str:
+    """Return in a few words what a layer of :func:`chain_of` does, and in a graph what it reads."""
+    if "inputs" not in layer:
+        return _kind_text(layer)
+    stage, _, name = layer["slot"].partition(".")
+    sources = ", ".join(source.removeprefix(f"{stage}.") for source in layer["inputs"])
+    return f"{name}: {_kind_text(layer)}{f' of {sources}' if sources else ''}".removeprefix(": ")
+
+
+def _kind_text(layer: Mapping[str, Any]) -> str:
+    kind, kernel = layer["kind"], f"{layer.get('kernel')}{TIMES}{layer.get('kernel')}"
+    stride = f", stride {layer['stride']}" if layer.get("stride", 1) > 1 else ""
+    if kind == "inverted_residual":
+        residual = ", residual" if layer["residual"] else ""
+        return f"{kernel} {TIMES}{layer['expand']}{stride}{residual}"
+    texts = {
+        "stem": f"{kernel} conv{stride}",
+        "head": f"1{TIMES}1 conv",
+        "classifier": "pool + linear",
+        "separable": f"{kernel} separable{stride}",
+        "max_pool": f"{kernel} maximum{stride}",
+        "avg_pool": f"{kernel} mean{stride}",
+        "join": f"1{TIMES}1 conv{stride}",
+        "join_classifier": "pool + linear",
+    }
+    return texts.get(kind, str(kind))
 
 
 def _row(slot: str, spec: LayerSpec | None) -> dict[str, Any]:

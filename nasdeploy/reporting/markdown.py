@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nasdeploy.reporting import text, views
+from nasdeploy.reporting import random_weight, text, views
 from nasdeploy.reporting.views import Report
 
 __all__ = ["render_markdown", "render_model_card"]
@@ -16,7 +16,7 @@ __all__ = ["render_markdown", "render_model_card"]
 def render_markdown(report: Report) -> str:
     """Return the report as Markdown."""
     template = _environment().get_template("report.md.j2")
-    return template.render(report=report, views=views, text=text)
+    return template.render(report=report, views=views, random_weight=random_weight, text=text)
 
 
 def render_model_card(identity: Mapping[str, Any], profile: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from nasdeploy.reporting.views import Report
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["history_plot", "table_plot", "tradeoff_plot"]
+__all__ = ["history_plot", "inline_svg", "table_plot", "tradeoff_plot"]
 
 # Okabe and Ito's colours without black and yellow: told apart by colour-blind readers, legible on light and dark.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -63,7 +63,7 @@ def tradeoff_plot(report: Report) -> str | None:
         axes.set_xlim(0.0, 1.06 * axes.get_xlim()[1])
         _legend_below(axes)
 
-    return _svg("tradeoff", "accuracy over latency of every profile", (5.4, 3.5), draw)
+    return inline_svg("tradeoff", "accuracy over latency of every profile", (5.4, 3.5), draw)
 
 
 def _draw_profile(axes: Axes, profile: dict[str, Any], i: int) -> None:
@@ -120,7 +120,7 @@ def history_plot(report: Report, quantity: str) -> str | None:
         _mark_warm_up(axes, history)
         _legend_below(axes)
 
-    return _svg(f"history-{quantity}", f"{labels[quantity]} over the steps", (5.4, 2.9), draw)
+    return inline_svg(f"history-{quantity}", f"{labels[quantity]} over the steps", (5.4, 2.9), draw)
 
 
 def _mark_warm_up(axes: Axes, history: dict[str, Any]) -> None:
@@ -170,7 +170,7 @@ def table_plot(report: Report) -> str | None:
         axes.set_ylabel("predicted by the table [ms]")
         _legend_below(axes)
 
-    return _svg("table", "predicted over measured latency of unseen networks", (5.4, 3.7), draw)
+    return inline_svg("table", "predicted over measured latency of unseen networks", (5.4, 3.7), draw)
 
 
 def _known(values: Sequence[float | None]) -> bool:
@@ -184,7 +184,8 @@ def _legend_below(axes: Axes) -> None:
     )
 
 
-def _svg(name: str, title: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
+def inline_svg(name: str, title: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
+    """Return what ``draw`` draws as an SVG for the middle of a page. name: of its ids. size: in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 

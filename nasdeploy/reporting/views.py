@@ -7,10 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nasdeploy.reporting import text
+from nasdeploy.reporting.layers import layer_text
 from nasdeploy.reporting.text import TIMES
-from nasdeploy.spaces import RESOLUTION
+from nasdeploy.spaces import CLASSIFIERS, RESOLUTION
 
-__all__ = ["GLOSSARY", "Report", "command_line", "input_shape", "stages", "table_cells", "worst_classes"]
+__all__ = [
+    "GLOSSARY",
+    "Report",
+    "command_line",
+    "input_shape",
+    "is_untrained",
+    "leading_decisions",
+    "model_name",
+    "stages",
+    "table_cells",
+    "worst_classes",
+]
 
 Report = Mapping[str, Any]
 """What :func:`nasdeploy.reporting.collect.collect_report` returns."""
@@ -18,6 +30,13 @@ Report = Mapping[str, Any]
 TABLE_METRICS = ("latency", "params", "flops", "file_size", "peak_memory")
 MAX_CLASSES = 12
 MAX_OPERATORS = 8
+MAX_DECISIONS = 8
+MODEL_NAMES = {
+    "gaussian-process": "a Gaussian process",
+    "ridge": "a ridge regression on single decisions",
+    "pairs": "a ridge regression on decisions and pairs of neighbours",
+    "graph": "a graph network",
+}
 
 GLOSSARY = (
     (
@@ -111,7 +130,7 @@ def stages(architecture: Mapping[str, Any]) -> list[dict[str, Any]]:
         ]
     rows = [(layer["slot"], layer) for layer in architecture["layers"]]
     return [
-        {"name": name, "layers": [_layer_text(layer) for _, layer in group], "out": _out([*group])}
+        {"name": name, "layers": [layer_text(layer) for _, layer in group], "out": _out([*group])}
         for name, group in _grouped(rows)
     ]
 
@@ -130,22 +149,9 @@ def _out(group: list[tuple[str, Any]]) -> str | None:
     if not placed:
         return None
     last = placed[-1]
-    if last["kind"] == "classifier":
+    if last["kind"] in CLASSIFIERS:
         return f"{last['out_channels']} classes"
     return f"{last['out_size']}{TIMES}{last['out_size']}{TIMES}{last['out_channels']}"
-
-
-def _layer_text(layer: Mapping[str, Any]) -> str:
-    stride = f", stride {layer['stride']}" if layer.get("stride", 1) > 1 else ""
-    if layer["kind"] == "inverted_residual":
-        residual = ", residual" if layer["residual"] else ""
-        return f"{layer['kernel']}{TIMES}{layer['kernel']} {TIMES}{layer['expand']}{stride}{residual}"
-    texts = {
-        "stem": f"{layer.get('kernel')}{TIMES}{layer.get('kernel')} conv{stride}",
-        "head": f"1{TIMES}1 conv",
-        "classifier": "pool + linear",
-    }
-    return texts.get(layer["kind"], str(layer["kind"]))
 
 
 def worst_classes(profile: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -180,3 +186,38 @@ def input_shape(profile: Mapping[str, Any], dataset: Mapping[str, Any]) -> list[
     channels, height, width = dataset["image_shape"]
     chosen = (profile["architecture"] or {"names": {}})["names"].get(RESOLUTION)
     return [channels, height, width] if chosen is None else [channels, int(chosen), int(chosen)]
+
+
+def leading_decisions(importance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the decisions that matter most, first the one that matters most, with their best and worst candidate.
+
+    told_apart: whether the best and the worst differ by more than two standard errors, None where that is not known.
+    """
+    order = sorted(importance["decisions"], key=lambda row: -row["range"])
+    return [
+        {
+            "name": row["name"],
+            "range": row["range"],
+            "error": row["error"],
+            "told_apart": None if row["error"] is None else row["range"] > 2 * row["error"],
+            **_best_and_worst(row["candidates"]),
+        }
+        for row in order[:MAX_DECISIONS]
+    ]
+
+
+def _best_and_worst(candidates: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    known = sorted(
+        (one for one in candidates if one["effect"] is not None), key=lambda one: float(one["effect"])
+    )
+    return {"best": str(known[0]["name"]), "worst": str(known[-1]["name"])}
+
+
+def model_name(importance: Mapping[str, Any]) -> str:
+    """Return what kind of model the effects are of, in words."""
+    return MODEL_NAMES.get(importance["model"], str(importance["model"]))
+
+
+def is_untrained(run: Mapping[str, Any]) -> bool:
+    """Return whether networks were chosen without trained weights. run: run.json; version 0.1 did not say."""
+    return bool(run["settings"]["search"].get("evaluator", "supernet") == "random-weight")

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from nasdeploy.data import TrainingBatches
 from nasdeploy.networks import Supernet
-from nasdeploy.optim.added import Addition
+from nasdeploy.optim.added import Addition, Guide
 from nasdeploy.optim.estimators import Evaluated
 from nasdeploy.optim.objective import Objective
 from nasdeploy.optim.pooled import PooledOptimizer
+from nasdeploy.optim.strategy import Strategy
 from nasdeploy.searchers.oneshot import evaluate_and_tell
 from nasdeploy.spaces.base import CandidateMask, SearchSpace
 
@@ -48,7 +49,7 @@ def uncovered(space: SearchSpace, *, searched: Sequence[CandidateMask], wanted: 
 
 
 def adapt(
-    searched: PooledOptimizer,
+    searched: Strategy,
     *,
     objective: Objective,
     mask: CandidateMask,
@@ -58,12 +59,13 @@ def adapt(
     num_steps: int,
     rng: np.random.Generator,
     class_weights: Tensor | None = None,
+    guide: Guide | None = None,
 ) -> Adapted:
     """Return the distribution of a new profile, after ``num_steps`` steps of ``num_loss_samples`` evaluations.
 
     searched: the distributions at the end of the search. valid: batches as the search used them. num_steps: 0 answers
-    from the recorded losses alone; few cost accuracy where a budget lies beyond those that were searched for. Raises
-    ConfigError for a loss that is not finite.
+    from the recorded losses alone; few cost accuracy where a budget lies beyond those that were searched for. guide: of
+    :class:`nasdeploy.optim.added.Addition`. Raises ConfigError for a loss that is not finite.
     """
     addition = Addition(
         searched,
@@ -71,6 +73,7 @@ def adapt(
         mask=mask,
         num_evaluations=num_steps * num_loss_samples,
         rng=rng,
+        guide=guide,
     )
     told = []
     for _ in range(num_steps):

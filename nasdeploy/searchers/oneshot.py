@@ -14,9 +14,10 @@ from nasdeploy.costs.table import IntArray
 from nasdeploy.data import Batch, TrainingBatches
 from nasdeploy.errors import ConfigError
 from nasdeploy.networks import Supernet
-from nasdeploy.optim.pooled import Diagnostics, PooledOptimizer
+from nasdeploy.optim.pooled import Diagnostics
+from nasdeploy.optim.strategy import Strategy
 from nasdeploy.settings import SearchSettings
-from nasdeploy.spaces.base import Architecture
+from nasdeploy.spaces.base import Architecture, to_architectures
 from nasdeploy.training.schedules import make_optimizer, one_cycle, schedule_state
 from nasdeploy.training.supernet import architecture_losses, train_step
 
@@ -43,7 +44,7 @@ class OneShotSearch:
     def __init__(
         self,
         supernet: Supernet,
-        optimizer: PooledOptimizer,
+        optimizer: Strategy,
         *,
         train: TrainingBatches,
         valid: TrainingBatches,
@@ -131,7 +132,7 @@ def _ends(supernet: Supernet, step: int, interval: int) -> list[Architecture]:
 
 def evaluate_and_tell(
     supernet: Supernet,
-    optimizer: PooledOptimizer,
+    optimizer: Strategy,
     choices: IntArray,
     batch: Batch,
     *,
@@ -151,8 +152,3 @@ def evaluate_and_tell(
             "expected a lower rate, such as 0.05"
         )
     optimizer.tell(choices, np.array(losses, dtype=np.float64))
-
-
-def to_architectures(choices: IntArray) -> list[Architecture]:
-    """Return the rows of ``choices`` (n, D) as architectures."""
-    return [Architecture(tuple(row)) for row in choices.tolist()]

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasdeploy.costs.joint_caps import JointCaps
 from nasdeploy.costs.table import FloatArray, IntArray
 from nasdeploy.data import Split
 from nasdeploy.networks import Supernet
 from nasdeploy.optim.acquisition import loss_model
-from nasdeploy.optim.gaussian_process import GaussianProcess
+from nasdeploy.optim.gaussian_process import Posterior
 from nasdeploy.optim.objective import Objective
-from nasdeploy.optim.pooled import PooledOptimizer
 from nasdeploy.optim.selection import paired_errors, propose, settled
+from nasdeploy.optim.strategy import Strategy
 from nasdeploy.optim.surrogate import Surrogate
-from nasdeploy.searchers.oneshot import to_architectures
-from nasdeploy.spaces.base import Architecture
+from nasdeploy.searchers.seats import Ranked
+from nasdeploy.spaces.base import Architecture, to_architectures
 from nasdeploy.training.evaluation import losses_and_accuracy
 from nasdeploy.training.recalibration import recalibrate
+
+
+class LossModel(Surrogate, Protocol):
+    """The seat of the model that a selection rests on: it knows how sure it is."""
+
+    def posterior(self, choices: IntArray) -> Posterior:
+        """Return mean (m,) and covariance (m, m) of the losses of ``choices`` (m, D)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Source:
+    """Distribution ``k`` of ``strategy``, with all losses that it knows."""
+
+    strategy: Strategy
+    k: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +76,7 @@ class FinalistJudge:
     def judge(self, architecture: Architecture) -> Finalist:
         """Return the finalist of ``architecture``."""
         if architecture not in self._known:
-            network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)
-            recalibration_images, valid = self._images(architecture)
-            recalibrate(network, recalibration_images)
+            network, valid = self.network(architecture), self._images(architecture)[1]
             losses, accuracy = losses_and_accuracy(
                 network, valid.images, valid.labels, class_weights=self._class_weights
             )
@@ -73,22 +88,92 @@ class FinalistJudge:
             )
         return self._known[architecture]
 
+    def network(self, architecture: Architecture) -> nn.Module:
+        """Return a recalibrated copy of ``architecture`` with the shared weights, on their device."""
+        network = self._supernet.extract(architecture).to(memory_format=torch.channels_last)
+        recalibrate(network, self._images(architecture)[0])
+        return network
 
-def fit_surrogate(optimizer: PooledOptimizer) -> GaussianProcess:
-    """Return a model of the losses seen during the search: architecture to loss."""
-    surrogate = loss_model(optimizer.num_candidates, optimizer.objectives)
-    archive = optimizer.archive
+
+class SupernetOutcome:
+    """A :class:`nasdeploy.searchers.seats.SearchOutcome`: shared weights and K distributions.
+
+    sources: by profile. make_model: returns a model of the losses, which knows nothing yet, for some objectives; one
+    is fitted for each strategy. seed: of the draws of candidates. scaled: the decision that is solved for
+    (:func:`nasdeploy.optim.selection.widened`), None where there is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        judge: FinalistJudge,
+        sources: Mapping[str, Source],
+        make_model: Callable[[Sequence[Objective]], LossModel],
+        seed: int,
+        scaled: int | None = None,
+    ) -> None:
+        self._judge, self._sources = judge, sources
+        self._make_model, self._seed, self._scaled = make_model, seed, scaled
+        self._models: dict[int, LossModel] = {}
+
+    def candidates(self, profile: str, *, objective: Objective) -> IntArray:
+        """Return feasible architectures (m, D), the most promising first."""
+        source = self._sources[profile]
+        return candidates(
+            source.strategy,
+            source.k,
+            objective=objective,
+            surrogate=self.model(source.strategy),
+            seed=self._seed,
+            scaled=self._scaled,
+        )
+
+    def ranked(self, profile: str, found: IntArray, *, objective: Objective, size: int) -> list[Ranked]:
+        """Return at most ``size`` of ``found`` (m, D), evaluated with the shared weights, the best first."""
+        strategy = self._sources[profile].strategy
+        finalists = rank_finalists(
+            found,
+            judge=self._judge,
+            objective=objective,
+            surrogate=self.model(strategy),
+            evaluated=strategy.archive.choices,
+            size=size,
+        )
+        return [Ranked(architecture=f.architecture, loss=f.loss, accuracy=f.accuracy) for f in finalists]
+
+    def trained(self, architecture: Architecture) -> nn.Module:
+        """Return a recalibrated copy of ``architecture`` with the shared weights, on their device."""
+        return self._judge.network(architecture)
+
+    def model(self, strategy: Strategy) -> LossModel:
+        """Return the model of the losses that ``strategy`` knows: fitted once."""
+        if id(strategy) not in self._models:
+            self._models[id(strategy)] = fit_surrogate(strategy, self._make_model(strategy.objectives))
+        return self._models[id(strategy)]
+
+
+def fit_surrogate(strategy: Strategy, model: LossModel | None = None) -> LossModel:
+    """Return a model of the losses seen during the search, ``model`` or the default one: architecture to loss."""
+    surrogate = model or loss_model(strategy.num_candidates, strategy.objectives)
+    archive = strategy.archive
     if len(archive.losses):
         surrogate.fit(archive.choices, archive.losses, archive.steps)
     return surrogate
 
 
 def candidates(
-    optimizer: PooledOptimizer, k: int, *, objective: Objective, surrogate: Surrogate, seed: int
+    optimizer: Strategy,
+    k: int,
+    *,
+    objective: Objective,
+    surrogate: Surrogate,
+    seed: int,
+    scaled: int | None = None,
 ) -> IntArray:
     """Return the feasible candidates of profile ``k`` (m, D), the most promising first.
 
-    objective: that of the search, or one with tighter caps after a measurement broke one. What comes nearest to
+    objective: that of the search, or one with tighter caps after a measurement broke one. scaled: the decision that is
+    solved for. What comes nearest to
     these is among the starts, so that caps which hardly any architecture keeps have a candidate all the same.
     """
     seen = optimizer.archive.choices
@@ -104,6 +189,7 @@ def candidates(
         seen=seen,
         surrogate=surrogate,
         rng=np.random.default_rng([seed, k]),
+        scaled=scaled,
     )
 
 
@@ -112,7 +198,7 @@ def rank_finalists(
     *,
     judge: FinalistJudge,
     objective: Objective,
-    surrogate: GaussianProcess,
+    surrogate: LossModel,
     evaluated: IntArray,
     size: int,
 ) -> list[Finalist]:

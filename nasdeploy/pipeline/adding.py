@@ -2,13 +2,13 @@
 
 A search covers every profile whose candidates it trained (:func:`nasdeploy.searchers.adapting.uncovered`), with the
 same data, space and settings. Such a profile may join the run after the search, without training shared weights again.
+Which model it follows, and who proposes what is evaluated for it, say the settings of the search.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,13 @@ from nasdeploy.networks import Supernet
 from nasdeploy.optim import draws
 from nasdeploy.optim.added import added_optimizer
 from nasdeploy.optim.estimators import Evaluated
-from nasdeploy.optim.pooled import PooledOptimizer
+from nasdeploy.optim.strategy import Strategy
 from nasdeploy.pipeline.context import Job
 from nasdeploy.pipeline.evaluations import GUIDED, evaluation_rows, evaluations_csv
-from nasdeploy.pipeline.searching import is_searched, make_objective, searched
+from nasdeploy.pipeline.loss_models import make_guide
+from nasdeploy.pipeline.objectives import make_objective
 from nasdeploy.pipeline.step_rows import Row
-from nasdeploy.pipeline.tables import ProfileCosts, profile_costs, require_counts_feasible
+from nasdeploy.pipeline.tables import ProfileCosts
 from nasdeploy.profiles import HardwareProfile
 from nasdeploy.runs import read_json
 from nasdeploy.searchers.adapting import Adapted, adapt, uncovered
@@ -33,47 +34,7 @@ from nasdeploy.spaces.base import SearchSpace
 ADAPTATION_SCHEMA = "nasdeploy/adaptation/1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Source:
-    """Distribution ``k`` of ``optimizer``, with all losses that it knows."""
-
-    optimizer: PooledOptimizer
-    k: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Distributions:
-    """The trained supernet, and by profile of the job its costs and its distribution."""
-
-    supernet: Supernet
-    costs: Mapping[str, ProfileCosts]
-    sources: Mapping[str, Source]
-
-
-def find_distributions(job: Job) -> Distributions:
-    """Return the distributions of all profiles of ``job``: stored ones, or searched or adapted now.
-
-    Raises InfeasibleError, before any training, where a profile has a budget that the space cannot meet.
-    """
-    require_counts_feasible(job)
-    costs = profile_costs(job)
-    names = [profile.name for profile in job.searched]
-    supernet, joint = searched(job, {name: costs[name] for name in names})
-    sources = {}
-    for profile in job.profiles:
-        if profile.name in names:
-            sources[profile.name] = Source(optimizer=joint, k=names.index(profile.name))
-        else:
-            adapted = _adapted(job, costs[profile.name], supernet, joint)
-            sources[profile.name] = Source(optimizer=adapted, k=0)
-    return Distributions(
-        supernet=supernet,
-        costs={profile.name: costs[profile.name] for profile in job.profiles},
-        sources=sources,
-    )
-
-
-def _adapted(job: Job, costs: ProfileCosts, supernet: Supernet, joint: PooledOptimizer) -> PooledOptimizer:
+def adapted(job: Job, costs: ProfileCosts, supernet: Supernet, joint: Strategy) -> Strategy:
     """Return the distribution of an added profile: the stored one, or the search adapted to it now.
 
     It depends on the search alone, not on profiles that were added before: the order in which they come, and one that
@@ -100,6 +61,7 @@ def _adapted(job: Job, costs: ProfileCosts, supernet: Supernet, joint: PooledOpt
         num_steps=settings.num_added_steps,
         rng=np.random.default_rng(job.seed(f"adapt/{name}/architectures")),
         class_weights=job.class_weights,
+        guide=make_guide(job, objective, costs.mask),
     )
     seconds = time.perf_counter() - started
     within = int(objective.feasible(joint.archive.choices).sum())
@@ -124,9 +86,7 @@ def _evaluations(space: SearchSpace, name: str, told: Sequence[Evaluated]) -> st
     return evaluations_csv(rows)
 
 
-def _facts(
-    name: str, found: Adapted, joint: PooledOptimizer, *, seconds: float, within: int
-) -> dict[str, Any]:
+def _facts(name: str, found: Adapted, joint: Strategy, *, seconds: float, within: int) -> dict[str, Any]:
     return {
         "schema": ADAPTATION_SCHEMA,
         "profile": name,
@@ -138,33 +98,11 @@ def _facts(
     }
 
 
-def check_joining(job: Job, stored: Mapping[str, Any]) -> None:
-    """Check that those profiles of ``job`` that the run does not know yet may become a part of it.
+def check_trained(job: Job, stored: Mapping[str, Any], new: Sequence[HardwareProfile]) -> None:
+    """Raise RunFolderError where a profile of ``new`` may use a candidate that no weights were trained for.
 
-    stored: the content of ``run.json``. Raises RunFolderError where the search is unfinished or does not cover a
-    profile, and where a profile has another definition than in the run.
+    stored: the content of ``run.json``.
     """
-    new = []
-    for profile in job.profiles:
-        known = stored["profiles"].get(profile.name)
-        if known is None:
-            new.append(profile)
-        elif known != profile.to_dict():
-            raise RunFolderError(
-                f"{job.folder.path}: its profile '{profile.name}' is another one; give this one another name, choose "
-                "another folder with --output-dir, or start over with --no-resume"
-            )
-    if new:
-        _check_covered(job, stored, new)
-
-
-def _check_covered(job: Job, stored: Mapping[str, Any], new: Sequence[HardwareProfile]) -> None:
-    names = ", ".join(profile.name for profile in new)
-    if not is_searched(job):
-        raise RunFolderError(
-            f"{job.folder.path}: its search, for {', '.join(stored['searched'])}, is not finished; let the command "
-            f"that began it finish before {names} is added, or choose another folder with --output-dir"
-        )
     trained = [
         job.space.candidate_mask(stored["profiles"][name]["runtime"]["channel_multiple"])
         for name in stored["searched"]
