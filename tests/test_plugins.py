@@ -303,7 +303,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Packages:
 
 def test_a_space_comes_by_entry_point(packages: Packages) -> None:
     packages.add("space_package", "nasdeploy.spaces", "mine = space_package:mine", code=SPACE)
-    assert space_names() == ["mobile", "mine"]
+    assert space_names() == ["mobile", "cell", "mine"]
     assert make_space("mine", GREY, 10).name == "mine"
 
 

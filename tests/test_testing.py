@@ -402,7 +402,7 @@ BROKEN_SPACES: Mapping[str, tuple[str, Callable[[SearchSpace], SearchSpace]]] = 
     ),
     "no decisions": (
         "test_decisions_have_names_of_their_own",
-        lambda good: replace(good, decisions=()),
+        lambda good: replace(good, decisions=(), slots=()),
     ),
     "decisions of one name": (
         "test_decisions_have_names_of_their_own",
